@@ -1,6 +1,7 @@
 //! What the log and the status say of a table: objects that are wrong, service ports that have no room, ClusterIPs that
 //! are left alone.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tracing::{error, info, warn};
@@ -87,12 +88,12 @@ impl Told {
     }
 
     /// Logs objects that are newly rejected.
-    pub(super) fn rejections(&mut self, new: &[Rejection]) {
+    pub(super) fn rejections(&mut self, new: &[Arc<Rejection>]) {
         let admitted = self.rejected_lines.admit(
             Instant::now(),
             new,
             |rejection| &rejection.namespace,
-            object,
+            |rejection| object(rejection),
         );
         if let Some(more) = admitted.left_out {
             warn!(
@@ -107,7 +108,7 @@ impl Told {
                 name,
                 source,
                 reason,
-            } = rejection;
+            } = &**rejection;
             warn!(kind, namespace, name, source, reason, "rejected");
         }
     }

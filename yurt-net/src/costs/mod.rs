@@ -7,6 +7,7 @@
     reason = "the thread's own clock, which the standard library lacks"
 )]
 
+mod rejected;
 mod sources;
 
 use std::net::{IpAddr, Ipv4Addr};

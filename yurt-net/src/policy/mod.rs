@@ -29,6 +29,8 @@ mod tests;
 mod topology;
 mod traffic;
 
+use std::sync::Arc;
+
 pub use self::edge::listens;
 use self::environment::Environment;
 pub use self::established::{
@@ -51,7 +53,7 @@ pub struct Compiled<'m> {
     /// The table, which is in the memo.
     pub table: &'m ServiceTable,
     /// Rejections that the last table of the memo did not have, sorted.
-    pub new_rejections: Vec<Rejection>,
+    pub new_rejections: Vec<Arc<Rejection>>,
     /// Backends whose established flows may have lost them: a frontend or an endpoint of the last table is gone.
     pub lost: Suspects,
     /// For the next compile.

@@ -54,8 +54,8 @@ pub struct ServiceTable {
     pub serves_packets: bool,
     /// Where load balancers ask for endpoints on this node, sorted by port.
     pub health_checks: Vec<HealthCheck>,
-    /// The faults of single objects, sorted.
-    pub rejections: Vec<Rejection>,
+    /// The faults of single objects, sorted. What is said again keeps its `Arc`.
+    pub rejections: Vec<Arc<Rejection>>,
 }
 
 /// A `healthCheckNodePort`, and what is said there.

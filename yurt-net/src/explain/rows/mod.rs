@@ -82,7 +82,7 @@ pub struct PlanJson<'a> {
     pool: &'a str,
     zone: &'a str,
     services: Vec<ServiceJson<'a>>,
-    rejections: &'a [Rejection],
+    rejections: &'a [Arc<Rejection>],
     /// The interfaces of the node are known: a ClusterIP that is on one of them passes, and NodePorts follow them.
     sees_interfaces: bool,
 }

@@ -14,6 +14,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -163,11 +164,12 @@ impl Status {
     }
 
     /// Tells of these objects.
-    pub fn set_rejections(&mut self, all: &[Rejection]) {
-        let first = text::in_turns(all, KEPT, |rejection| {
+    pub fn set_rejections(&mut self, all: &[impl Borrow<Rejection>]) {
+        let all: Vec<&Rejection> = all.iter().map(Borrow::borrow).collect();
+        let first = text::in_turns(&all, KEPT, |rejection| {
             text::by_namespace(&rejection.namespace)
         });
-        self.rejections = first.into_iter().cloned().collect();
+        self.rejections = first.into_iter().copied().cloned().collect();
         self.rejected_by_kind = counts(all.iter().map(|rejection| rejection.kind.as_str()));
     }
 

@@ -1,33 +1,107 @@
 //! Two Services that ask for one address, port and protocol.
 //!
-//! Pure. In: service ports with every frontend that they ask for. Out: the frontends that they do not get, and the rule
-//! that decided. Differs from kube-proxy, where the rules of both exist (pkg/proxy/serviceport.go).
+//! Pure. In: service ports with every frontend that they ask for, and the places that are to be settled. Out: the
+//! frontends that they do not get there, and the rule that decided. Differs from kube-proxy, where the rules of both
+//! exist (pkg/proxy/serviceport.go).
 #![forbid(unsafe_code)]
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::model::Protocol;
-use crate::table::{FrontendKind, ServiceEntry};
+use crate::table::{FrontendKind, ServiceEntry, ServiceKey};
+
+/// An address, port and protocol: one Service has it.
+pub(super) type Place = (IpAddr, u16, Protocol);
+
+/// Places whose owners are not settled, because who asks for them has changed.
+pub(super) enum Places {
+    /// Every place.
+    All,
+    /// These.
+    These(BTreeSet<Place>),
+}
+
+impl Places {
+    /// No place.
+    pub(super) fn none() -> Self {
+        Self::These(BTreeSet::new())
+    }
+
+    pub(super) fn are_none(&self) -> bool {
+        matches!(self, Self::These(places) if places.is_empty())
+    }
+
+    pub(super) fn contain(&self, place: Place) -> bool {
+        match self {
+            Self::All => true,
+            Self::These(places) => places.contains(&place),
+        }
+    }
+
+    /// Adds those that a service port asks for.
+    pub(super) fn add(&mut self, entry: &ServiceEntry) {
+        if let Self::These(places) = self {
+            let protocol = entry.key.protocol;
+            let frontends = entry.frontends.iter();
+            places.extend(frontends.map(|f| (f.address, f.port, protocol)));
+        }
+    }
+}
 
 /// A service port that asks for its frontends.
-pub(super) struct Claimant {
-    pub(super) entry: Arc<ServiceEntry>,
+pub(super) struct Claimant<'a> {
+    /// Index of its Service among all.
+    pub(super) service: usize,
+    /// Index of the port among those of the Service.
+    pub(super) index: u16,
+    pub(super) entry: &'a ServiceEntry,
     /// `creationTimestamp` of its Service, seconds since 1970; 0 = not known.
     pub(super) created_at: u64,
 }
 
 /// A frontend that a Service does not get because another one has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Lost {
-    /// Index of the loser in the table.
-    pub(super) loser: usize,
-    /// Index of the service port that keeps the frontend.
-    pub(super) winner: usize,
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Loss {
+    /// Index of the loser among the ports of its Service.
+    pub(super) index: u16,
     pub(super) address: IpAddr,
     pub(super) port: u16,
-    /// The rule that decided, in words.
-    pub(super) why: &'static str,
+    protocol: Protocol,
+    /// The service port that keeps the frontend; one allocation for all losers.
+    winner: Arc<ServiceKey>,
+    why: Why,
+}
+
+/// The rule that decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Why {
+    ClusterIp,
+    External,
+    System,
+    Age,
+    Name,
+}
+
+impl Loss {
+    pub(super) fn place(&self) -> Place {
+        (self.address, self.port, self.protocol)
+    }
+
+    /// In words.
+    pub(super) fn told(&self) -> String {
+        let why = match self.why {
+            Why::ClusterIp => "a ClusterIP comes first",
+            Why::External => "a load balancer's address or a NodePort comes before an external IP",
+            Why::System => "default/kubernetes and kube-system come first",
+            Why::Age => "the older Service comes first",
+            Why::Name => "the first by name keeps it",
+        };
+        let endpoint = SocketAddr::new(self.address, self.port);
+        let (protocol, winner) = (self.protocol, &self.winner);
+        format!("{endpoint}/{protocol} belongs to {winner}: {why}")
+    }
 }
 
 /// How far the author of an address of this kind is trusted; 0 is most: the cluster allocates ClusterIPs; a load
@@ -41,29 +115,42 @@ fn authority(kind: FrontendKind) -> u8 {
     }
 }
 
-/// The frontends that more than one of them claims; they are in the table's order.
+/// The frontends at `places` that more than one of all service ports claims, with the index of the loser's Service, in
+/// the order of these.
 ///
 /// Rules in order: (1) authority; (2) default/kubernetes and kube-system before tenants; (3) the older Service, so that
 /// a new one takes nothing that is in force; a Service of unknown age counts as the youngest; (4) the first by name.
-pub(super) fn losses(claimants: &[Claimant]) -> Vec<Lost> {
-    let mut claims: Vec<(IpAddr, u16, Protocol, usize, FrontendKind)> = Vec::new();
-    for (index, Claimant { entry, .. }) in claimants.iter().enumerate() {
-        let protocol = entry.key.protocol;
-        let frontends = entry.frontends.iter();
-        claims.extend(frontends.map(|f| (f.address, f.port, protocol, index, f.kind)));
+pub(super) fn losses<'a>(
+    all: impl Iterator<Item = Claimant<'a>>,
+    places: &Places,
+) -> Vec<(usize, Loss)> {
+    let (mut claims, mut claimants) = (Vec::new(), Vec::new());
+    for claimant in all {
+        let (index, before) = (claimants.len(), claims.len());
+        for frontend in &claimant.entry.frontends {
+            let place = (frontend.address, frontend.port, claimant.entry.key.protocol);
+            if places.contain(place) {
+                claims.push((place, index, frontend.kind));
+            }
+        }
+        if claims.len() > before {
+            claimants.push(claimant);
+        }
     }
     claims.sort_unstable();
     let mut lost = Vec::new();
-    for group in claims.chunk_by(|a, b| (a.0, a.1, a.2) == (b.0, b.1, b.2)) {
-        if group.iter().all(|claim| claim.3 == group[0].3) {
+    for group in claims.chunk_by(|a, b| a.0 == b.0) {
+        if group.iter().all(|claim| claim.1 == group[0].1) {
             continue;
         }
         // Each claimant once, by the best of its kinds.
-        let one_each = group.chunk_by(|a, b| a.3 == b.3);
+        let one_each = group.chunk_by(|a, b| a.1 == b.1);
         let ranks = one_each.filter_map(|claims| {
-            let index = claims[0].3;
-            let authority = claims.iter().map(|claim| authority(claim.4)).min()?;
-            let Claimant { entry, created_at } = &claimants[index];
+            let index = claims[0].1;
+            let authority = claims.iter().map(|claim| authority(claim.2)).min()?;
+            let Claimant {
+                entry, created_at, ..
+            } = &claimants[index];
             // 0, which is not known, becomes the largest.
             let age = created_at.wrapping_sub(1);
             Some((authority, entry.key.standing(), age, index))
@@ -72,22 +159,30 @@ pub(super) fn losses(claimants: &[Claimant]) -> Vec<Lost> {
         let Some(winner) = ranks.iter().min() else {
             continue;
         };
-        let losers = ranks.iter().filter(|rank| *rank != winner);
-        lost.extend(losers.map(|loser| Lost {
-            loser: loser.3,
-            winner: winner.3,
-            address: group[0].0,
-            port: group[0].1,
-            why: match () {
-                () if winner.0 < loser.0 && winner.0 == 0 => "a ClusterIP comes first",
-                () if winner.0 < loser.0 => {
-                    "a load balancer's address or a NodePort comes before an external IP"
-                }
-                () if winner.1 < loser.1 => "default/kubernetes and kube-system come first",
-                () if winner.2 < loser.2 => "the older Service comes first",
-                () => "the first by name keeps it",
-            },
-        }));
+        let key = Arc::new(claimants[winner.3].entry.key.clone());
+        let (address, port, protocol) = group[0].0;
+        for loser in ranks.iter().filter(|rank| *rank != winner) {
+            let Claimant { service, index, .. } = claimants[loser.3];
+            let why = match () {
+                () if winner.0 < loser.0 && winner.0 == 0 => Why::ClusterIp,
+                () if winner.0 < loser.0 => Why::External,
+                () if winner.1 < loser.1 => Why::System,
+                () if winner.2 < loser.2 => Why::Age,
+                () => Why::Name,
+            };
+            let winner = key.clone();
+            lost.push((
+                service,
+                Loss {
+                    index,
+                    address,
+                    port,
+                    protocol,
+                    winner,
+                    why,
+                },
+            ));
+        }
     }
     lost.sort_unstable();
     lost

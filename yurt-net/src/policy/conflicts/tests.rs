@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::model::{NamespacedName, Protocol, Service, ServiceType};
+use crate::model::{NamespacedName, Protocol, Rejection, Service, ServiceType};
 use crate::policy::fixtures::{World, frontends, ip, port};
 
 #[test]
@@ -151,4 +151,46 @@ fn the_same_port_number_with_another_protocol_is_another_frontend() {
         world.rejections(),
         ["Service web: port \"http\" with TCP is there twice: the later one is left out"]
     );
+}
+
+/// A thousand want one address, and something else changes, or one of them does.
+#[test]
+fn what_is_said_of_a_service_is_made_anew_only_where_it_changes() {
+    let mut world = World::new();
+    let name = |n: usize| format!("many-{n:04}");
+    for n in 0..1000 {
+        world.service(&name(n), |service| {
+            service.cluster_ips = [ip(&format!("10.97.{}.{}", n / 250, n % 250))].into();
+            service.external_ips = [ip("203.0.113.1")].into();
+            service.topology_keys = Some("rack".into());
+        });
+    }
+    let mut last = world.compile().rejections;
+    assert_eq!(last.len(), 999 + 1000);
+    let mut made_anew = |world: &mut World| {
+        let now = world.compile().rejections;
+        let is_old = |new: &&Arc<Rejection>| last.iter().any(|old| Arc::ptr_eq(old, new));
+        let count = now.iter().filter(|one| !is_old(one)).count();
+        last = now;
+        count
+    };
+    world.service("other", |service| {
+        service.cluster_ips = [ip("10.98.0.1")].into()
+    });
+    assert_eq!(made_anew(&mut world), 0);
+    // Who loses it comes and goes.
+    let address = |world: &mut World, n, address| {
+        world.service(&name(n), |service| {
+            service.external_ips = [ip(address)].into()
+        });
+    };
+    address(&mut world, 500, "203.0.113.2");
+    assert_eq!(made_anew(&mut world), 0);
+    address(&mut world, 500, "203.0.113.1");
+    assert_eq!(made_anew(&mut world), 1);
+    // Who has it lets go: all others hear of the next one, and what else is said of them stays.
+    address(&mut world, 0, "203.0.113.3");
+    assert_eq!(made_anew(&mut world), 998);
+    world.service(&name(700), |service| service.topology_keys = None);
+    assert_eq!(made_anew(&mut world), 0);
 }

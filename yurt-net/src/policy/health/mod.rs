@@ -49,13 +49,38 @@ pub(super) fn health_check(
 /// A health check, and when its Service was made: seconds since 1970; 0 = unknown.
 pub(super) type Asked = (u64, HealthCheck);
 
-/// The health checks that are served, sorted by port; the others with the reason.
+/// Why a Service does not have its health check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// This Service has the port as a NodePort.
+    NodePort(NamespacedName),
+    /// This Service has its health check there, and comes first.
+    Another(NamespacedName),
+    /// There are too many.
+    TooMany,
+}
+
+impl Refusal {
+    /// In words, with the port that was asked for.
+    pub(super) fn told(&self, port: u16) -> String {
+        let why = match self {
+            Self::NodePort(of) => format!("a NodePort of {of}"),
+            Self::Another(of) => format!("that of {of}, which comes first"),
+            Self::TooMany => format!(
+                "one too many: namespaces share the {MAX_HEALTH_CHECKS} of this node evenly"
+            ),
+        };
+        format!("healthCheckNodePort {port} is {why}")
+    }
+}
+
+/// The health checks that are served, sorted by port; the others by their Services.
 pub(super) fn settle<'a>(
     mut asked: Vec<Asked>,
     entries: impl Iterator<Item = &'a Arc<ServiceEntry>>,
-) -> (Vec<HealthCheck>, Vec<(NamespacedName, String)>) {
+) -> (Vec<HealthCheck>, BTreeMap<NamespacedName, Refusal>) {
     if asked.is_empty() {
-        return (Vec::new(), Vec::new());
+        return (Vec::new(), BTreeMap::new());
     }
     let mut node_ports = BTreeMap::new();
     for entry in entries.filter(|entry| entry.key.protocol == Protocol::Tcp) {
@@ -74,19 +99,19 @@ pub(super) fn settle<'a>(
         rank(*a_made, a).cmp(&rank(*b_made, b)).then_with(by_name)
     });
     let mut served: BTreeMap<u16, HealthCheck> = BTreeMap::new();
-    let (mut refused, mut order) = (Vec::new(), Vec::new());
+    let (mut refused, mut order) = (BTreeMap::new(), Vec::new());
     for (_, check) in asked {
         let port = check.port;
         let why = if let Some(key) = node_ports.get(&port) {
-            format!("a NodePort of {}/{}", key.namespace, key.name)
+            Refusal::NodePort(NamespacedName::new(key.namespace.clone(), key.name.clone()))
         } else if let Some(other) = served.get(&port) {
-            format!("that of {}, which comes first", other.service)
+            Refusal::Another(other.service.clone())
         } else {
             order.push(port);
             served.insert(port, check);
             continue;
         };
-        refused.push(refusal(check, &why));
+        refused.insert(check.service, why);
     }
     // Otherwise one namespace with many checks would take the places of all others, on every node.
     let turns = text::in_turns(&order, MAX_HEALTH_CHECKS, |port| {
@@ -98,16 +123,11 @@ pub(super) fn settle<'a>(
         })
     });
     let kept: BTreeSet<u16> = turns.into_iter().copied().collect();
-    let why = format!("one too many: namespaces share the {MAX_HEALTH_CHECKS} of this node evenly");
     for port in order.iter().filter(|port| !kept.contains(port)) {
-        refused.extend(served.remove(port).map(|check| refusal(check, &why)));
+        let check = served.remove(port);
+        refused.extend(check.map(|check| (check.service, Refusal::TooMany)));
     }
     (served.into_values().collect(), refused)
-}
-
-fn refusal(check: HealthCheck, why: &str) -> (NamespacedName, String) {
-    let reason = format!("healthCheckNodePort {} is {why}", check.port);
-    (check.service, reason)
 }
 
 #[cfg(test)]

@@ -75,6 +75,8 @@ pub(super) struct ServiceShape {
     listen: Option<&'static str>,
     is_discarded: bool,
     created_at: u64,
+    /// 0 = none.
+    health_check_port: u16,
 }
 
 #[derive(Clone, Debug)]
@@ -96,7 +98,12 @@ pub(super) fn edit() -> impl Strategy<Value = Edit> {
             0u16..3,
         ),
         (select(&POLICIES[..]), select(&POLICIES[..]), any::<bool>()),
-        (select(&LISTENS[..]), prop::bool::weighted(0.1), 0u64..3),
+        (
+            select(&LISTENS[..]),
+            prop::bool::weighted(0.1),
+            0u64..3,
+            0u16..4,
+        ),
     );
     let service = service.prop_map(|(addresses, traffic, openyurt)| ServiceShape {
         keys: addresses.0,
@@ -110,6 +117,7 @@ pub(super) fn edit() -> impl Strategy<Value = Edit> {
         listen: openyurt.0,
         is_discarded: openyurt.1,
         created_at: openyurt.2,
+        health_check_port: openyurt.3,
     });
     let conditions = prop_oneof![
         3 => Just((true, true, false)),
@@ -185,6 +193,7 @@ pub(super) fn apply(world: &mut World, edit: &Edit) {
             service.listen = shape.listen.map(Arc::from);
             service.is_discarded = shape.is_discarded;
             service.created_at = shape.created_at;
+            service.health_check_node_port = shape.health_check_port;
             service.ports = [port("http", 80, shape.node_port)].into();
         }),
         Edit::Slice(id, None) => {
