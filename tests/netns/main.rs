@@ -10,6 +10,7 @@ mod capture;
 mod choice;
 mod closure;
 mod commands;
+mod configuration;
 mod devices;
 mod drift;
 mod established;

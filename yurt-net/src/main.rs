@@ -16,7 +16,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 use yurt_net::cni::Plugin;
 use yurt_net::config::flags::LogFormat;
-use yurt_net::config::{self, Command, Said, Unusable};
+use yurt_net::config::{self, Command, Said, Unusable, Written};
 use yurt_net::host::process;
 use yurt_net::observe::selftest;
 use yurt_net::output::{LimitedLog, LossyLog};
@@ -33,10 +33,14 @@ fn main() -> ExitCode {
     if let Some(plugin) = Plugin::named(program.as_ref()) {
         return plugin.main();
     }
-    let Said { cli, warnings } = match config::read(std::env::args_os().collect()) {
+    let Said {
+        cli,
+        written,
+        warnings,
+    } = match config::read(std::env::args_os().collect()) {
         Ok(said) => said,
         Err(Unusable::CommandLine(error)) => return explain_usage(error),
-        Err(Unusable::File(problems)) => {
+        Err(Unusable::Settings(problems)) => {
             for problem in problems {
                 output::complain(format_args!("error: {}", text::line(&problem)));
             }
@@ -57,7 +61,7 @@ fn main() -> ExitCode {
         .build();
     let result = match runtime {
         Ok(runtime) => {
-            let result = runtime.block_on(dispatch(&cli.command));
+            let result = runtime.block_on(dispatch(&cli.command, written));
             // Work on its other threads may end, as writes to the disk do. A look-up of a name may take half a minute.
             runtime.shutdown_timeout(LAST_WORK);
             result
@@ -108,9 +112,9 @@ fn explain_usage(mut error: clap::Error) -> ExitCode {
     }
 }
 
-async fn dispatch(command: &Command) -> Result<ExitCode, Box<dyn Error>> {
+async fn dispatch(command: &Command, written: Option<Written>) -> Result<ExitCode, Box<dyn Error>> {
     match command {
-        Command::Run(args) => agent::run(args.config()).await?,
+        Command::Run(args) => agent::run(args.config(), written).await?,
         Command::Plan(args) => cli::verbs::plan(args).await?,
         Command::Explain(args) => cli::verbs::explain(args).await?,
         Command::Status(args) => cli::verbs::status(args).await?,

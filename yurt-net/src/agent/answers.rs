@@ -107,6 +107,7 @@ impl Agent {
         }
         units.established.report(&mut status);
         units.health.report(&mut status);
+        units.configured.report(&mut status);
         Ok(status)
     }
 
@@ -125,6 +126,7 @@ impl Agent {
             checkpoint: checkpoint.as_deref(),
             socket: units.asked.problem(),
             claim: units.claimed.problem(),
+            configuration: units.configured.problem(),
             ..self.serving.health()
         };
         let mut status = Status::new(&self.known.policy.node);

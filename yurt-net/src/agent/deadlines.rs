@@ -29,14 +29,22 @@ pub(super) struct Deadlines {
 impl Deadlines {
     /// `interval`: how often the kernel is compared; `None`: never.
     pub(super) fn start(interval: Option<Duration>) -> Self {
-        let interval = interval.map(|interval| interval.min(NEVER));
-        Self {
+        let mut deadlines = Self {
             boot: None,
             retry: None,
             grants: None,
-            drift: interval.map(|interval| Instant::now() + interval),
-            interval: interval.unwrap_or(NEVER),
-        }
+            drift: None,
+            interval: NEVER,
+        };
+        deadlines.set_drift(interval);
+        deadlines
+    }
+
+    /// Sets how often the kernel is compared, from now on; `None`: never.
+    pub(super) fn set_drift(&mut self, interval: Option<Duration>) {
+        let interval = interval.map(|interval| interval.min(NEVER));
+        self.drift = interval.map(|interval| Instant::now() + interval);
+        self.interval = interval.unwrap_or(NEVER);
     }
 
     /// Waits for the first deadline, and says what is due. Cancel safe.

@@ -14,6 +14,7 @@
 //! | metrics (`observe::http`) | scrapes | passes them to the loop, and the text back |
 //! | health (in `Health`) | load balancers | answers by what it was told last |
 //! | netlink (in `NodeWatch`, in `LinkWatch`) | the kernel | tells the loop that an interface or address changed |
+//! | a look (in `Configured`, its own thread; only with `--config`) | a timer | sees whether the file has changed, and reads it |
 //! | the plugins' configuration (in `CniKeeper`; only with `--cni install`) | its directory | puts the plugins into it |
 //! | the guard (in `Guarding`, its own thread) | a plan | writes its maps, puts its program on devices |
 //! | the packet path (in `Packets`, its own thread) | the node's devices | loads its programs, puts them on devices |
@@ -34,6 +35,7 @@ mod claimed;
 mod clients;
 mod cni;
 mod complaints;
+mod configured;
 mod deadlines;
 mod devices;
 mod disk;
@@ -60,13 +62,14 @@ use std::path::Path;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::yield_now;
-use tracing::{info, warn};
+use tracing::info;
 
 use self::asked::Asked;
 use self::checkpoint::Checkpoint;
 use self::claimed::Claimed;
 use self::clients::Clients;
 use self::cni::CniKeeper;
+use self::configured::Configured;
 use self::deadlines::Deadlines;
 use self::devices::Devices;
 pub use self::error::AgentError;
@@ -82,33 +85,28 @@ use self::react::{Due, Fact};
 use self::serving::Serving;
 use self::translating::Translating;
 use self::upkeep::Upkeep;
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, Written};
 use crate::dataplane::load::load_from;
 use crate::dataplane::service::Options;
-use crate::error::{PathError, chain};
+use crate::error::PathError;
 use crate::host::cgroup::{Cgroup, cgroup};
-use crate::host::process::set_oom_score;
 use crate::node::NodeWatch;
 use crate::policy::PolicyConfig;
 use crate::source::checkpoint::Loaded;
 use crate::source::kube::Servers;
 use crate::source::preferred::Sources;
 
-/// Runs until SIGTERM or SIGINT.
-pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
+/// Runs until SIGTERM or SIGINT. `written`: the file that the configuration was read from, to be followed.
+pub async fn run(config: AgentConfig, written: Option<Written>) -> Result<(), AgentError> {
     let mut terminate =
         signal(SignalKind::terminate()).map_err(PathError::of("handle", Path::new("SIGTERM")))?;
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(PathError::of("handle", Path::new("SIGINT")))?;
-    if let Some(score) = config.oom_score_adj
-        && let Err(error) = set_oom_score(score)
-    {
-        warn!(error = chain(&error), "--oom-score-adj has no effect");
-    }
+    configured::score(&config);
     let cgroup = cgroup(config.place.cgroup.as_deref())?;
     // Makes this agent the only one, and the only writer of the checkpoint.
     let claimed = Claimed::start(&config.place, cgroup.path.clone()).await?;
-    let mut agent = Agent::start(config, cgroup, claimed).await?;
+    let mut agent = Agent::start(config, written, cgroup, claimed).await?;
     let mut fact = Fact::Started;
     loop {
         agent.react(fact).await?;
@@ -152,11 +150,13 @@ struct Units {
     clients: Clients,
     health: Health,
     asked: Asked,
+    configured: Configured,
 }
 
 impl Agent {
     async fn start(
         config: AgentConfig,
+        written: Option<Written>,
         cgroup: Cgroup,
         claimed: Claimed,
     ) -> Result<Self, AgentError> {
@@ -209,6 +209,7 @@ impl Agent {
                 clients,
                 health: Health::start(&config),
                 asked,
+                configured: Configured::start(written),
             },
             deadlines: Deadlines::start(config.drift_interval),
             sources,
@@ -234,6 +235,7 @@ impl Agent {
             clients,
             checkpoint,
             asked,
+            configured,
             claimed: _,
             upkeep: _,
             health: _,
@@ -264,6 +266,7 @@ impl Agent {
             () = established.changed() => Fact::SocketsFound,
             () = checkpoint.changed() => Fact::CheckpointStirred,
             () = asked.changed() => Fact::Asked,
+            () = configured.changed() => Fact::ConfigurationWritten,
         }
     }
 

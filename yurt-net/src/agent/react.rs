@@ -58,6 +58,10 @@ pub(super) enum Fact {
     CheckpointStirred,
     /// A question about the agent has arrived.
     Asked,
+    /// The configuration file has changed.
+    ConfigurationWritten,
+    /// Other settings for the table than before are in force.
+    PolicyChanged,
 }
 
 /// Something to do. Steps are taken in this order.
@@ -65,6 +69,8 @@ pub(super) enum Fact {
 pub(super) enum Step {
     /// Serve for the first time, or keep what an earlier agent left in force.
     Boot,
+    /// Take up what the configuration file says.
+    TakeConfiguration,
     /// Ask the servers again that the network kept from answering.
     AskAgain,
     /// Claim what has taken the place of something that this agent had claimed.
@@ -162,7 +168,8 @@ fn row(fact: Fact) -> &'static [&'static [Step]] {
     use Step::{
         Answer, AskAgain, Boot, Claim, DoubtGrants, Guard, Judge, Locate, LookAtCheckpoint, Probe,
         ReadAddresses, ReadLedger, ReadOwnPods, RefreshPods, Repair, ServePackets, Sync,
-        TakeFailing, TakeServers, TellClients, TellPeers, TendCheckpoint, Translate, WriteClients,
+        TakeConfiguration, TakeFailing, TakeServers, TellClients, TellPeers, TendCheckpoint,
+        Translate, WriteClients,
     };
     match fact {
         Fact::Started => &[PODS, DEVICES],
@@ -197,6 +204,8 @@ fn row(fact: Fact) -> &'static [&'static [Step]] {
         Fact::SocketsFound => &[&[Judge]],
         Fact::CheckpointStirred => &[&[Claim, TendCheckpoint]],
         Fact::Asked => &[&[Answer]],
+        Fact::ConfigurationWritten => &[&[TakeConfiguration]],
+        Fact::PolicyChanged => &[&[Guard, Sync]],
     }
 }
 
@@ -250,7 +259,7 @@ mod tests {
             TakeFailing,
             TellClients,
         ];
-        let rows: [(Fact, Vec<Step>); 19] = [
+        let rows: [(Fact, Vec<Step>); 21] = [
             (Fact::BootDue, vec![Boot]),
             (Fact::PacketsDue, vec![Claim, ReadLedger, ServePackets]),
             (
@@ -300,6 +309,8 @@ mod tests {
             (Fact::SocketsFound, vec![Judge]),
             (Fact::CheckpointStirred, vec![Claim, TendCheckpoint]),
             (Fact::Asked, vec![Answer]),
+            (Fact::ConfigurationWritten, vec![TakeConfiguration]),
+            (Fact::PolicyChanged, vec![Guard, Sync]),
         ];
         for (fact, expected) in rows {
             assert_eq!(serving(fact), expected, "{fact:?}");
@@ -312,6 +323,7 @@ mod tests {
             Fact::SourcesSpoke,
             Fact::AddressesChanged,
             Fact::ServersChanged,
+            Fact::PolicyChanged,
             Fact::WhereaboutsChanged,
             Fact::FailingChanged,
             Fact::RetryDue,

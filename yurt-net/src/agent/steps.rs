@@ -2,6 +2,7 @@
 
 use tracing::{info, warn};
 
+use super::configured::{merged, score};
 use super::facts::{Facts, Known};
 use super::react::{Fact, Phase, Step};
 use super::serving::Serving;
@@ -35,6 +36,7 @@ impl Agent {
             Step::ReadLedger => return Ok(self.read_ledger().await),
             Step::Locate => return Ok(self.locate()),
             Step::TakeFailing => return Ok(self.take_failing()),
+            Step::TakeConfiguration => return Ok(self.take_configuration().await),
             Step::Boot => {
                 self.boot().await?;
                 let is_serving = self.serving.phase() == Phase::Serving;
@@ -266,6 +268,16 @@ impl Agent {
             _ => {}
         }
         is_new.then_some(Fact::WhereaboutsChanged)
+    }
+
+    async fn take_configuration(&mut self) -> Option<Fact> {
+        let config = self.units.configured.take().await?;
+        score(&config);
+        self.deadlines.set_drift(config.drift_interval);
+        let policy = merged(&self.known.policy, config.policy);
+        let is_new = policy != self.known.policy;
+        self.known.policy = policy;
+        is_new.then_some(Fact::PolicyChanged)
     }
 
     fn take_failing(&mut self) -> Option<Fact> {

@@ -9,4 +9,4 @@ pub mod reading;
 pub use self::agent::AgentConfig;
 pub use self::flags::{Cli, Command};
 pub use self::place::Place;
-pub use self::reading::{Said, Unusable, read};
+pub use self::reading::{Again, Said, Unusable, Written, read};

@@ -1,8 +1,9 @@
-//! The command line, joined with the file that it names.
+//! The command line, joined with the file that it names, and with what flags of kube-proxy in it mean.
 //!
 //! The file stands in for flags that are not given: the command line wins, then the environment, then the file, then
 //! the default. Of the file, our own document wins over kube-proxy's.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as _;
 use std::ffi::OsString;
 use std::fmt;
@@ -14,20 +15,110 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Command, CommandFactory as _, Parser as _};
 
+use super::agent::AgentConfig;
 use super::file::{self, Decoded, Remark, Setting};
-use super::flags::Cli;
+use super::flags::{self, Cli, ProxyArgs};
 use crate::error::{PathError, chain};
 use crate::text;
 
 /// Bytes of a file that are read: a ConfigMap has no more.
 const MOST_BYTES: u64 = 1 << 20;
 
+/// Flags of `run` whose values a running agent can change: all others wait for a restart.
+const LIVE: &[&str] = &[
+    "closure-failure",
+    "compat-all-vips",
+    "compat-drop-service",
+    "drift-interval",
+    "external-ips",
+    "kubernetes-via-hub",
+    "oom-score-adj",
+    "protect",
+    "service-cidr",
+];
+
+/// Values of flags, by their long names.
+type Values = BTreeMap<String, Vec<String>>;
+
 /// What the operator says.
 pub struct Said {
     /// The command line, as if it said what the file does.
     pub cli: Cli,
+    /// The file, to be read again; `None`: there is none.
+    pub written: Option<Written>,
     /// What the file says in vain, each with its place.
     pub warnings: Vec<String>,
+}
+
+/// A command line and the file that it names, to be read again.
+#[derive(Clone, Debug)]
+pub struct Written {
+    words: Vec<OsString>,
+    path: PathBuf,
+    /// What the file sets in the agent as it was started, and as it is now.
+    started: Values,
+    taken: Values,
+}
+
+/// A file that was read again.
+pub struct Again {
+    /// All that is said now.
+    pub config: AgentConfig,
+    /// The file, to be read again.
+    pub written: Written,
+    /// As in [`Said`].
+    pub warnings: Vec<String>,
+    /// Flags that a running agent can change and that have other values than before.
+    pub changed: Vec<String>,
+    /// Other flags that have other values than at the start.
+    pub waiting: Vec<String>,
+}
+
+impl Written {
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads it again.
+    pub fn read(&self) -> Result<Again, Unusable> {
+        let Said {
+            cli,
+            written,
+            warnings,
+        } = read(self.words.clone())?;
+        let (flags::Command::Run(args), Some(new)) = (cli.command, written) else {
+            return Err(Unusable::Settings(Vec::new()));
+        };
+        let is_live = |flag: &String| LIVE.contains(&&**flag);
+        let mut changed = differing(&self.taken, &new.taken);
+        changed.retain(is_live);
+        let mut waiting = differing(&self.started, &new.taken);
+        waiting.retain(|flag| !is_live(flag));
+        Ok(Again {
+            config: args.config(),
+            written: Self {
+                started: self.started.clone(),
+                ..new
+            },
+            warnings,
+            changed: shown(changed),
+            waiting: shown(waiting),
+        })
+    }
+}
+
+/// The flags that have other values in one than in the other.
+fn differing(old: &Values, new: &Values) -> Vec<String> {
+    let flags: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let flags = flags
+        .into_iter()
+        .filter(|&flag| old.get(flag) != new.get(flag));
+    flags.cloned().collect()
+}
+
+fn shown(flags: Vec<String>) -> Vec<String> {
+    flags.iter().map(|flag| format!("--{flag}")).collect()
 }
 
 /// Why that cannot be taken.
@@ -35,15 +126,15 @@ pub struct Said {
 pub enum Unusable {
     /// The command line is wrong, or asks for help.
     CommandLine(clap::Error),
-    /// The file is: all that is wrong in it, each with its place.
-    File(Vec<String>),
+    /// A setting of the file or a flag of kube-proxy is: all that are wrong, each with its place.
+    Settings(Vec<String>),
 }
 
 impl fmt::Display for Unusable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::CommandLine(error) => error.fmt(f),
-            Self::File(problems) => f.write_str(&problems.join("; ")),
+            Self::Settings(problems) => f.write_str(&problems.join("; ")),
         }
     }
 }
@@ -56,21 +147,30 @@ pub fn read(words: Vec<OsString>) -> Result<Said, Unusable> {
     let matches = lenient.clone().try_get_matches_from(&words);
     let matches = matches.map_err(Unusable::CommandLine)?;
     let Some(("run", given)) = matches.subcommand() else {
-        return parsed(&words, Vec::new());
+        return parsed(&words, None, Vec::new());
     };
-    let (Some(path), Some(run)) = (
-        given.get_one::<PathBuf>("config"),
-        lenient.find_subcommand("run"),
-    ) else {
-        return parsed(&words, Vec::new());
+    let Some(run) = lenient.find_subcommand("run") else {
+        return parsed(&words, None, Vec::new());
     };
-    let at = |remark: &Remark| format!("{}:{remark}", path.display());
-    let text = load(path).map_err(|error| Unusable::File(vec![chain(&error)]))?;
+    let path = given.get_one::<PathBuf>("config");
+    let mut flags = ProxyArgs::given(given);
+    if path.is_none() && flags.is_empty() {
+        return parsed(&words, None, Vec::new());
+    }
+    if let Some(kubeconfig) = given.get_one::<PathBuf>("kubeconfig") {
+        flags.push(("kubeconfig", vec![kubeconfig.display().to_string()]));
+    }
+    let at = |remark: &Remark| match path {
+        Some(path) if !remark.field.starts_with("--") => format!("{}:{remark}", path.display()),
+        _ => remark.to_string(),
+    };
+    let text = path.map(|path| load(path)).transpose();
+    let text = text.map_err(|error| Unusable::Settings(vec![chain(&error)]))?;
     let Decoded {
         mut settings,
         mut problems,
         mut warnings,
-    } = file::decode(&text, run);
+    } = file::decode(text.as_deref(), &flags, run);
     problems.extend(
         settings
             .iter()
@@ -78,14 +178,24 @@ pub fn read(words: Vec<OsString>) -> Result<Said, Unusable> {
     );
     if !problems.is_empty() {
         problems.sort_by_key(|problem| problem.line);
-        return Err(Unusable::File(problems.iter().map(at).collect()));
+        return Err(Unusable::Settings(problems.iter().map(at).collect()));
     }
     settings.retain(|setting| !is_given(run, given, &setting.flag));
+    let mut taken = Values::new();
+    for Setting { flag, value, .. } in &settings {
+        taken.entry(flag.clone()).or_default().push(value.clone());
+    }
+    let written = path.map(|path| Written {
+        words: words.clone(),
+        path: path.clone(),
+        started: taken.clone(),
+        taken,
+    });
     let mut words = words;
     let has = |flag| is_given(run, given, flag) || settings.iter().any(|said| said.flag == flag);
     // As kube-proxy does without them.
     if !has("node") {
-        let name = hostname().map_err(|error| Unusable::File(vec![chain(&error)]))?;
+        let name = hostname().map_err(|error| Unusable::Settings(vec![chain(&error)]))?;
         words.push(format!("--node={name}").into());
     }
     if !has("source") {
@@ -93,12 +203,20 @@ pub fn read(words: Vec<OsString>) -> Result<Said, Unusable> {
     }
     words.extend(settings.iter().filter_map(|setting| word(run, setting)));
     warnings.sort_by_key(|warning| warning.line);
-    parsed(&words, warnings.iter().map(at).collect())
+    parsed(&words, written, warnings.iter().map(at).collect())
 }
 
-fn parsed(words: &[OsString], warnings: Vec<String>) -> Result<Said, Unusable> {
+fn parsed(
+    words: &[OsString],
+    written: Option<Written>,
+    warnings: Vec<String>,
+) -> Result<Said, Unusable> {
     let cli = Cli::try_parse_from(words).map_err(Unusable::CommandLine)?;
-    Ok(Said { cli, warnings })
+    Ok(Said {
+        cli,
+        written,
+        warnings,
+    })
 }
 
 /// The command line, without what must be there: a file may have that.
@@ -202,11 +320,11 @@ mod tests {
                 .chain(flags)
                 .collect(),
         ) {
-            Ok(Said { cli, warnings }) => match cli.command {
+            Ok(Said { cli, warnings, .. }) => match cli.command {
                 Command::Run(args) => Ok((args, bare(warnings))),
                 _ => unreachable!(),
             },
-            Err(Unusable::File(problems)) => Err(bare(problems)),
+            Err(Unusable::Settings(problems)) => Err(bare(problems)),
             Err(Unusable::CommandLine(error)) => Err(vec![error.to_string()]),
         }
     }
@@ -255,6 +373,89 @@ mod tests {
         for (problem, start) in problems.iter().zip(starts) {
             assert!(problem.starts_with(start), "{problem}");
         }
+    }
+
+    #[test]
+    fn what_starts_kube_proxy_starts_this_agent() {
+        let flags = "run --hostname-override=Edge-A1 --kubeconfig /k --proxy-mode=iptables --masquerade-all \
+                     --cluster-cidr 10.244.0.0/16 --oom-score-adj -998 -v 4 --metrics-bind-address=127.0.0.1:9";
+        let words = std::iter::once("yurt-net").chain(flags.split_whitespace());
+        let Said { cli, warnings, .. } =
+            read(words.map(OsString::from).collect()).unwrap_or_else(|error| panic!("{error}"));
+        let Command::Run(args) = cli.command else {
+            unreachable!()
+        };
+        assert_eq!(
+            (&*args.node, args.v, args.oom_score_adj),
+            ("edge-a1", 4, Some(-998))
+        );
+        assert_eq!(args.source, ["kube:".parse().unwrap()]);
+        assert_eq!(args.policy.kubeconfig, Some("/k".into()));
+        let [warning] = &warnings[..] else {
+            panic!("{warnings:?}")
+        };
+        assert!(
+            warning.starts_with("--masquerade-all: ignored: "),
+            "{warning}"
+        );
+    }
+
+    #[test]
+    fn flags_of_kube_proxy_that_are_wrong_are_told_without_a_file() {
+        let words = [
+            "yurt-net",
+            "run",
+            "--proxy-mode=fast",
+            "--hostname-override=a1",
+        ];
+        let error = read(words.map(OsString::from).into())
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.starts_with("--proxy-mode: \"fast\": expected one of"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_read_again_tells_what_changes_and_what_waits() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.yaml");
+        let write = |text: &str| std::fs::write(&path, format!("{OWN}{text}")).unwrap();
+        write("externalIps: none\nguard: audit\n");
+        let words = ["yurt-net", "run", "--closure-failure=open", "--config"].map(OsString::from);
+        let first = read(words.into_iter().chain([path.clone().into()]).collect());
+        let first = first
+            .unwrap_or_else(|error| panic!("{error}"))
+            .written
+            .unwrap();
+        let told = |again: &Again| (again.changed.join(" "), again.waiting.join(" "));
+        // What the command line says is not changed by a file.
+        write("externalIps: all\nguard: enforce\nclosureFailure: closed\nprotect: ['192.0.2.1']\n");
+        let second = first.read().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(
+            told(&second),
+            ("--external-ips --protect".into(), "--guard".into())
+        );
+        // The same again changes nothing, and still waits.
+        let third = second
+            .written
+            .read()
+            .unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(told(&third), (String::new(), "--guard".into()));
+        // As it was at the start.
+        write("externalIps: none\nguard: audit\n");
+        let last = third
+            .written
+            .read()
+            .unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(
+            told(&last),
+            ("--external-ips --protect".into(), String::new())
+        );
+        write("guard: often\n");
+        assert!(last.written.read().is_err());
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub(super) fn findings(path: &Path) -> Vec<Finding> {
             return vec![Finding::ok("config", detail)];
         }
         Ok(said) => (Outcome::Warning, said.warnings),
-        Err(Unusable::File(problems)) => (Outcome::Failed, problems),
+        Err(Unusable::Settings(problems)) => (Outcome::Failed, problems),
         Err(error @ Unusable::CommandLine(_)) => (Outcome::Failed, vec![error.to_string()]),
     };
     let findings = told.into_iter();

@@ -13,16 +13,18 @@ mod yaml;
 
 use clap::Command;
 
+pub(super) use self::proxy::{FIELDS, FLAGGED};
 pub(super) use self::said::{Decoded, Remark, Setting};
-use self::yaml::{Node, Value};
+pub(super) use self::values::{Shape, bind};
+use self::yaml::{Name, Node, Value};
 
 const PROXY: (&str, &str) = ("kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration");
 const OWN: (&str, &str) = ("yurt-net.openyurt.io/v1alpha1", "YurtNetConfiguration");
 
-/// Reads the text of a file. `run` has the flags.
-pub(super) fn decode(text: &str, run: &Command) -> Decoded {
+/// Reads the text of a file, if there is one, and the flags of kube-proxy with their values. `run` has our own flags.
+pub(super) fn decode(text: Option<&str>, flags: &[(&str, Vec<String>)], run: &Command) -> Decoded {
     let mut decoded = Decoded::default();
-    let documents = match yaml::documents(text) {
+    let documents = match yaml::documents(text.unwrap_or_default()) {
         Ok(documents) => documents,
         Err(problem) => {
             decoded.problems.push(problem);
@@ -30,6 +32,7 @@ pub(super) fn decode(text: &str, run: &Command) -> Decoded {
         }
     };
     let mut own = Decoded::default();
+    let mut proxy: &[(Name, Node)] = &[];
     let mut seen = [false; 2];
     for document in &documents {
         let Node { line, value } = document;
@@ -67,17 +70,24 @@ pub(super) fn decode(text: &str, run: &Command) -> Decoded {
             continue;
         }
         match which {
-            0 => proxy::decode(fields, &mut decoded),
+            0 => proxy = fields,
             _ => own::decode(fields, run, &mut own),
         }
     }
-    if seen == [false; 2] && decoded.problems.is_empty() {
+    if text.is_some() && seen == [false; 2] && decoded.problems.is_empty() {
         decoded.problems.push(Remark {
             line: 0,
             field: String::new(),
             what: format!("the file has neither a {} nor a {}", PROXY.1, OWN.1),
         });
     }
+    proxy::decode(proxy, flags, &mut decoded);
+    // A flag wins over both documents, and ours over kube-proxy's.
+    let is_flagged = |ours: &Setting| {
+        let mut others = decoded.settings.iter();
+        others.any(|other| other.flag == ours.flag && other.line == 0)
+    };
+    own.settings.retain(|ours| !is_flagged(ours));
     let is_ours = |flag: &str| own.settings.iter().any(|setting| setting.flag == flag);
     decoded.settings.retain(|setting| !is_ours(&setting.flag));
     decoded.settings.append(&mut own.settings);

@@ -1,4 +1,4 @@
-//! KubeProxyConfiguration: its fields, and what becomes of each. Pure.
+//! KubeProxyConfiguration: its fields, the flags of kube-proxy that say the same, and what becomes of each. Pure.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,9 @@ use super::yaml::{Node, Value};
 pub(crate) struct Field {
     /// Its place in the file.
     pub(crate) path: &'static str,
-    shape: Shape,
+    /// The flag of kube-proxy that says the same; "": there is none.
+    pub(crate) flag: &'static str,
+    pub(crate) shape: Shape,
     /// Values that say what kube-proxy does anyway.
     defaults: &'static [&'static str],
     effect: Effect,
@@ -51,12 +53,14 @@ const FALSE: &[&str] = &["false"];
 
 const fn field(
     path: &'static str,
+    flag: &'static str,
     shape: Shape,
     defaults: &'static [&'static str],
     effect: Effect,
 ) -> Field {
     Field {
         path,
+        flag,
         shape,
         defaults,
         effect,
@@ -65,89 +69,138 @@ const fn field(
 
 const I32: Shape = Shape::Integer(0, i32::MAX as i64);
 const BIT: Shape = Shape::Integer(0, 31);
+const PORT: Shape = Shape::Integer(0, 65535);
 
 /// Every field.
 #[rustfmt::skip]
 pub(crate) const FIELDS: &[Field] = &[
-    field("featureGates", Shape::Switches, &[], Ignored("these are kube-proxy's own")),
-    field("clientConnection.kubeconfig", Shape::Text, &[], Flag("kubeconfig")),
-    field("clientConnection.acceptContentTypes", Shape::Text, &[], Ignored(API)),
-    field("clientConnection.contentType", Shape::Text, &["application/vnd.kubernetes.protobuf"], Ignored(API)),
-    field("clientConnection.qps", Shape::Number, &["0", "5"], Ignored(API)),
-    field("clientConnection.burst", I32, &["0", "10"], Ignored(API)),
-    field("logging.format", Shape::OneOf(&["", "text", "json"]), &[], Flag("log-format")),
-    field("logging.flushFrequency", Shape::Time, &[], Needless),
-    field("logging.verbosity", I32, &["0"], Flag("v")),
-    field("logging.vmodule", Shape::Anything, &[], Ignored("RUST_LOG has levels by module")),
-    field("logging.options.text.splitStream", Shape::Bool, FALSE, Ignored(LOGS)),
-    field("logging.options.text.infoBufferSize", Shape::Text, &["0"], Ignored(LOGS)),
-    field("logging.options.json.splitStream", Shape::Bool, FALSE, Ignored(LOGS)),
-    field("logging.options.json.infoBufferSize", Shape::Text, &["0"], Ignored(LOGS)),
-    field("hostnameOverride", Shape::Text, &[], NodeName),
-    field("bindAddress", Shape::Address, &["0.0.0.0", "::"], Ignored("the addresses of this node are those of its Node object")),
-    field("healthzBindAddress", Shape::Bind(10256), &[], Flag("healthz-bind-address")),
-    field("metricsBindAddress", Shape::Bind(10249), &[], Flag("metrics-bind-address")),
-    field("bindAddressHardFail", Shape::Bool, FALSE, Ignored("a port that is taken is tried again, and status says so")),
-    field("enableProfiling", Shape::Bool, FALSE, Ignored("there is no profiler")),
-    field("showHiddenMetricsForVersion", Shape::Text, &[], Ignored("no metric is hidden")),
-    field("mode", Shape::OneOf(&["", "iptables", "ipvs", "nftables", "userspace", "kernelspace"]), &[], Needless),
-    field("iptables.masqueradeBit", BIT, &["14"], IgnoredIn("iptables", NAT)),
-    field("iptables.masqueradeAll", Shape::Bool, FALSE, IgnoredIn("iptables", NAT)),
-    field("iptables.localhostNodePorts", Shape::Bool, &["true"], IgnoredIn("iptables", "processes of the node itself reach NodePorts at 127.0.0.1")),
-    field("iptables.syncPeriod", Shape::Time, ZERO, Period("iptables")),
-    field("iptables.minSyncPeriod", Shape::Time, &["0s", "1s"], IgnoredIn("iptables", "a change is written when it comes")),
-    field("ipvs.syncPeriod", Shape::Time, ZERO, Period("ipvs")),
-    field("ipvs.minSyncPeriod", Shape::Time, ZERO, IgnoredIn("ipvs", "a change is written when it comes")),
-    field("ipvs.scheduler", Shape::Text, &["rr"], IgnoredIn("ipvs", "the endpoint of a connection is chosen at random")),
-    field("ipvs.excludeCIDRs", Shape::Cidrs, &[], IgnoredIn("ipvs", IPVS)),
-    field("ipvs.strictARP", Shape::Bool, FALSE, IgnoredIn("ipvs", "no address of a Service is on a device, so none is answered for")),
-    field("ipvs.tcpTimeout", Shape::Time, ZERO, IgnoredIn("ipvs", IPVS)),
-    field("ipvs.tcpFinTimeout", Shape::Time, ZERO, IgnoredIn("ipvs", IPVS)),
-    field("ipvs.udpTimeout", Shape::Time, ZERO, IgnoredIn("ipvs", IPVS)),
-    field("nftables.masqueradeBit", BIT, &["14"], IgnoredIn("nftables", NAT)),
-    field("nftables.masqueradeAll", Shape::Bool, FALSE, IgnoredIn("nftables", NAT)),
-    field("nftables.syncPeriod", Shape::Time, ZERO, Period("nftables")),
-    field("nftables.minSyncPeriod", Shape::Time, &["0s", "1s"], IgnoredIn("nftables", "a change is written when it comes")),
-    field("winkernel.networkName", Shape::Text, &[], Ignored(WINDOWS)),
-    field("winkernel.sourceVip", Shape::Text, &[], Ignored(WINDOWS)),
-    field("winkernel.enableDSR", Shape::Bool, FALSE, Ignored(WINDOWS)),
-    field("winkernel.rootHnsEndpointName", Shape::Text, &[], Ignored(WINDOWS)),
-    field("winkernel.forwardHealthCheckVip", Shape::Bool, FALSE, Ignored(WINDOWS)),
-    field("detectLocalMode", Shape::OneOf(&["", "ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"]), &[], Needless),
-    field("detectLocal.bridgeInterface", Shape::Text, &[], Needless),
-    field("detectLocal.interfaceNamePrefix", Shape::Text, &[], Prefix),
-    field("clusterCIDR", Shape::Cidrs, &[], Needless),
-    field("nodePortAddresses", Shape::NodePorts, &["primary"], Ignored("a NodePort is served at the primary addresses of the node")),
-    field("oomScoreAdj", Shape::Integer(-1000, 1000), &[], Flag("oom-score-adj")),
-    field("conntrack.maxPerCore", I32, &["32768"], Ignored(CONNTRACK)),
-    field("conntrack.min", I32, &["131072"], Ignored(CONNTRACK)),
-    field("conntrack.tcpEstablishedTimeout", Shape::Time, &["1day"], Ignored(CONNTRACK)),
-    field("conntrack.tcpCloseWaitTimeout", Shape::Time, &["1h"], Ignored(CONNTRACK)),
-    field("conntrack.tcpBeLiberal", Shape::Bool, FALSE, Ignored(CONNTRACK)),
-    field("conntrack.udpTimeout", Shape::Time, ZERO, Ignored(CONNTRACK)),
-    field("conntrack.udpStreamTimeout", Shape::Time, ZERO, Ignored(CONNTRACK)),
-    field("configSyncPeriod", Shape::Time, &["0s", "15m"], Ignored("changes are watched, and a watch that is silent is renewed")),
-    field("portRange", Shape::Text, &[], Ignored("kube-proxy has not used it for years, either")),
-    field("windowsRunAsService", Shape::Bool, FALSE, Ignored(WINDOWS)),
+    field("featureGates", "feature-gates", Shape::Switches, &[], Ignored("these are kube-proxy's own")),
+    field("clientConnection.kubeconfig", "kubeconfig", Shape::Text, &[], Flag("kubeconfig")),
+    field("clientConnection.acceptContentTypes", "", Shape::Text, &[], Ignored(API)),
+    field("clientConnection.contentType", "kube-api-content-type", Shape::Text, &["application/vnd.kubernetes.protobuf"], Ignored(API)),
+    field("clientConnection.qps", "kube-api-qps", Shape::Number, &["0", "5"], Ignored(API)),
+    field("clientConnection.burst", "kube-api-burst", I32, &["0", "10"], Ignored(API)),
+    field("logging.format", "logging-format", Shape::OneOf(&["", "text", "json"]), &[], Flag("log-format")),
+    field("logging.flushFrequency", "log-flush-frequency", Shape::Time, &[], Needless),
+    field("logging.verbosity", "v", I32, &["0"], Flag("v")),
+    field("logging.vmodule", "vmodule", Shape::Anything, &[], Ignored("RUST_LOG has levels by module")),
+    field("logging.options.text.splitStream", "log-text-split-stream", Shape::Bool, FALSE, Ignored(LOGS)),
+    field("logging.options.text.infoBufferSize", "log-text-info-buffer-size", Shape::Text, &["0"], Ignored(LOGS)),
+    field("logging.options.json.splitStream", "log-json-split-stream", Shape::Bool, FALSE, Ignored(LOGS)),
+    field("logging.options.json.infoBufferSize", "log-json-info-buffer-size", Shape::Text, &["0"], Ignored(LOGS)),
+    field("hostnameOverride", "hostname-override", Shape::Text, &[], NodeName),
+    field("bindAddress", "bind-address", Shape::Address, &["0.0.0.0", "::"], Ignored("the addresses of this node are those of its Node object")),
+    field("healthzBindAddress", "healthz-bind-address", Shape::Bind(10256), &[], Flag("healthz-bind-address")),
+    field("metricsBindAddress", "metrics-bind-address", Shape::Bind(10249), &[], Flag("metrics-bind-address")),
+    field("bindAddressHardFail", "bind-address-hard-fail", Shape::Bool, FALSE, Ignored("a port that is taken is tried again, and status says so")),
+    field("enableProfiling", "profiling", Shape::Bool, FALSE, Ignored("there is no profiler")),
+    field("showHiddenMetricsForVersion", "show-hidden-metrics-for-version", Shape::Text, &[], Ignored("no metric is hidden")),
+    field("mode", "proxy-mode", Shape::OneOf(&["", "iptables", "ipvs", "nftables", "userspace", "kernelspace"]), &[], Needless),
+    field("iptables.masqueradeBit", "iptables-masquerade-bit", BIT, &["14"], IgnoredIn("iptables", NAT)),
+    field("iptables.masqueradeAll", "masquerade-all", Shape::Bool, FALSE, IgnoredIn("iptables", NAT)),
+    field("iptables.localhostNodePorts", "iptables-localhost-nodeports", Shape::Bool, &["true"], IgnoredIn("iptables", "processes of the node itself reach NodePorts at 127.0.0.1")),
+    field("iptables.syncPeriod", "iptables-sync-period", Shape::Time, ZERO, Period("iptables")),
+    field("iptables.minSyncPeriod", "iptables-min-sync-period", Shape::Time, &["0s", "1s"], IgnoredIn("iptables", "a change is written when it comes")),
+    field("ipvs.syncPeriod", "ipvs-sync-period", Shape::Time, ZERO, Period("ipvs")),
+    field("ipvs.minSyncPeriod", "ipvs-min-sync-period", Shape::Time, ZERO, IgnoredIn("ipvs", "a change is written when it comes")),
+    field("ipvs.scheduler", "ipvs-scheduler", Shape::Text, &["rr"], IgnoredIn("ipvs", "the endpoint of a connection is chosen at random")),
+    field("ipvs.excludeCIDRs", "ipvs-exclude-cidrs", Shape::Cidrs, &[], IgnoredIn("ipvs", IPVS)),
+    field("ipvs.strictARP", "ipvs-strict-arp", Shape::Bool, FALSE, IgnoredIn("ipvs", "no address of a Service is on a device, so none is answered for")),
+    field("ipvs.tcpTimeout", "ipvs-tcp-timeout", Shape::Time, ZERO, IgnoredIn("ipvs", IPVS)),
+    field("ipvs.tcpFinTimeout", "ipvs-tcpfin-timeout", Shape::Time, ZERO, IgnoredIn("ipvs", IPVS)),
+    field("ipvs.udpTimeout", "ipvs-udp-timeout", Shape::Time, ZERO, IgnoredIn("ipvs", IPVS)),
+    field("nftables.masqueradeBit", "", BIT, &["14"], IgnoredIn("nftables", NAT)),
+    field("nftables.masqueradeAll", "", Shape::Bool, FALSE, IgnoredIn("nftables", NAT)),
+    field("nftables.syncPeriod", "", Shape::Time, ZERO, Period("nftables")),
+    field("nftables.minSyncPeriod", "", Shape::Time, &["0s", "1s"], IgnoredIn("nftables", "a change is written when it comes")),
+    field("winkernel.networkName", "", Shape::Text, &[], Ignored(WINDOWS)),
+    field("winkernel.sourceVip", "", Shape::Text, &[], Ignored(WINDOWS)),
+    field("winkernel.enableDSR", "", Shape::Bool, FALSE, Ignored(WINDOWS)),
+    field("winkernel.rootHnsEndpointName", "", Shape::Text, &[], Ignored(WINDOWS)),
+    field("winkernel.forwardHealthCheckVip", "", Shape::Bool, FALSE, Ignored(WINDOWS)),
+    field("detectLocalMode", "detect-local-mode", Shape::OneOf(&["", "ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"]), &[], Needless),
+    field("detectLocal.bridgeInterface", "pod-bridge-interface", Shape::Text, &[], Needless),
+    field("detectLocal.interfaceNamePrefix", "pod-interface-name-prefix", Shape::Text, &[], Prefix),
+    field("clusterCIDR", "cluster-cidr", Shape::Cidrs, &[], Needless),
+    field("nodePortAddresses", "nodeport-addresses", Shape::NodePorts, &["primary"], Ignored("a NodePort is served at the primary addresses of the node")),
+    field("oomScoreAdj", "oom-score-adj", Shape::Integer(-1000, 1000), &[], Flag("oom-score-adj")),
+    field("conntrack.maxPerCore", "conntrack-max-per-core", I32, &["32768"], Ignored(CONNTRACK)),
+    field("conntrack.min", "conntrack-min", I32, &["131072"], Ignored(CONNTRACK)),
+    field("conntrack.tcpEstablishedTimeout", "conntrack-tcp-timeout-established", Shape::Time, &["1day"], Ignored(CONNTRACK)),
+    field("conntrack.tcpCloseWaitTimeout", "conntrack-tcp-timeout-close-wait", Shape::Time, &["1h"], Ignored(CONNTRACK)),
+    field("conntrack.tcpBeLiberal", "conntrack-tcp-be-liberal", Shape::Bool, FALSE, Ignored(CONNTRACK)),
+    field("conntrack.udpTimeout", "conntrack-udp-timeout", Shape::Time, ZERO, Ignored(CONNTRACK)),
+    field("conntrack.udpStreamTimeout", "conntrack-udp-timeout-stream", Shape::Time, ZERO, Ignored(CONNTRACK)),
+    field("configSyncPeriod", "config-sync-period", Shape::Time, &["0s", "15m"], Ignored("changes are watched, and a watch that is silent is renewed")),
+    field("portRange", "", Shape::Text, &[], Ignored("kube-proxy has not used it for years, either")),
+    field("windowsRunAsService", "", Shape::Bool, FALSE, Ignored(WINDOWS)),
+];
+
+/// A flag of kube-proxy that no field has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flagged {
+    pub(crate) flag: &'static str,
+    pub(crate) shape: Shape,
+    becomes: Becomes,
+}
+
+/// What becomes of such a flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Becomes {
+    /// It is the apiserver, where no kubeconfig says which.
+    Source,
+    /// With 0 it is this flag of ours with no address.
+    Nowhere(&'static str),
+    /// It asks for something else than to run: what does that here.
+    Refused(&'static str),
+}
+
+/// Every flag without a field, but `--config`.
+#[rustfmt::skip]
+pub(crate) const FLAGGED: &[Flagged] = &[
+    Flagged { flag: "master", shape: Shape::Text, becomes: Becomes::Source },
+    Flagged { flag: "healthz-port", shape: PORT, becomes: Becomes::Nowhere("healthz-bind-address") },
+    Flagged { flag: "metrics-port", shape: PORT, becomes: Becomes::Nowhere("metrics-bind-address") },
+    Flagged { flag: "write-config-to", shape: Shape::Text, becomes: Becomes::Refused("defaults are written nowhere: see yurt-net run --help") },
+    Flagged { flag: "cleanup", shape: Shape::Bool, becomes: Becomes::Refused("yurt-net cleanup removes what yurt-net has left") },
+    Flagged { flag: "init-only", shape: Shape::Bool, becomes: Becomes::Refused("there is nothing to prepare: the agent needs its capabilities while it runs") },
 ];
 
 /// What was said, and where.
 struct Given {
     line: usize,
+    /// The field or the flag.
+    name: String,
     /// As flags take it; none: nothing was said.
     values: Vec<String>,
 }
 
 impl Given {
+    fn sets(&self, flag: &str, value: &str) -> Setting {
+        Setting {
+            flag: flag.to_owned(),
+            value: value.to_owned(),
+            line: self.line,
+            field: self.name.clone(),
+        }
+    }
+
     fn first(&self) -> &str {
         self.values.first().map_or("", |value| value)
     }
 }
 
-/// Takes a document in.
-pub(super) fn decode(document: &[(super::yaml::Name, Node)], decoded: &mut Decoded) {
+/// Takes in a document, which may be empty, and kube-proxy's flags, which win over it: their names and values.
+pub(super) fn decode(
+    document: &[(super::yaml::Name, Node)],
+    flags: &[(&str, Vec<String>)],
+    decoded: &mut Decoded,
+) {
     let mut given = BTreeMap::new();
     collect("", document, &mut given, decoded);
+    for (flag, values) in flags {
+        take_flag(flag, values, &mut given, decoded);
+    }
     let text = |path: &str| given.get(path).map_or("", Given::first);
     let mode = match text("mode") {
         "" => "iptables",
@@ -166,40 +219,98 @@ pub(super) fn decode(document: &[(super::yaml::Name, Node)], decoded: &mut Decod
         if is_default {
             continue;
         }
-        let mut set = |flag: &str, value: &str| {
-            decoded.settings.push(Setting {
-                flag: flag.to_owned(),
-                value: value.to_owned(),
-                line: said.line,
-                field: field.path.to_owned(),
-            });
-        };
+        // There are no flags for nftables: kube-proxy takes those for iptables.
+        let is_flag = said.line == 0;
+        let is_in_force =
+            |of: &str| of == mode || is_flag && (of, mode) == ("iptables", "nftables");
+        let mut set = |flag: &str, value: &str| decoded.settings.push(said.sets(flag, value));
         match field.effect {
             Flag(flag) => said.values.iter().for_each(|value| set(flag, value)),
             NodeName => set("node", &said.first().trim().to_lowercase()),
-            Period(of) if of == mode => set("drift-interval", said.first()),
+            Period(of) if is_in_force(of) => set("drift-interval", said.first()),
             Prefix if looks_for_names => set("device", &format!("{}*", said.first())),
-            Ignored(why) => decoded.ignore(said.line, field.path, why),
-            IgnoredIn(of, why) if of == mode => decoded.ignore(said.line, field.path, why),
+            Ignored(why) => decoded.ignore(said.line, &said.name, why),
+            IgnoredIn(of, why) if is_in_force(of) => decoded.ignore(said.line, &said.name, why),
             Needless | Period(_) | Prefix | IgnoredIn(..) => {}
         }
     }
+    let has = |flag: &str| flags.iter().any(|(given, _)| *given == flag);
     // Where kube-proxy's own address is of the other family, its ports are, too.
-    if text("bindAddress").contains(':') {
-        let line = given.get("bindAddress").map_or(0, |said| said.line);
-        for (path, flag, address) in [
-            ("healthzBindAddress", "healthz-bind-address", "[::]:10256"),
-            ("metricsBindAddress", "metrics-bind-address", "[::1]:10249"),
+    if let Some(said) = given
+        .get("bindAddress")
+        .filter(|said| said.first().contains(':'))
+    {
+        for (path, flag, off, address) in [
+            (
+                "healthzBindAddress",
+                "healthz-bind-address",
+                "healthz-port",
+                "[::]:10256",
+            ),
+            (
+                "metricsBindAddress",
+                "metrics-bind-address",
+                "metrics-port",
+                "[::1]:10249",
+            ),
         ] {
-            if text(path).is_empty() {
-                decoded.settings.push(Setting {
-                    flag: flag.to_owned(),
-                    value: address.to_owned(),
-                    line,
-                    field: "bindAddress".to_owned(),
-                });
+            if text(path).is_empty() && !has(off) {
+                decoded.settings.push(said.sets(flag, address));
             }
         }
+    }
+    if has("master") && !text("clientConnection.kubeconfig").is_empty() {
+        decoded.problems.push(Remark {
+            line: 0,
+            field: "--master".to_owned(),
+            what: "the kubeconfig says where the apiserver is: give one of both".to_owned(),
+        });
+    }
+}
+
+/// Takes a flag of kube-proxy in.
+fn take_flag(
+    flag: &str,
+    values: &[String],
+    given: &mut BTreeMap<&'static str, Given>,
+    decoded: &mut Decoded,
+) {
+    let name = format!("--{flag}");
+    let wrong = |what: String| Remark {
+        line: 0,
+        field: name.clone(),
+        what,
+    };
+    let field = FIELDS.iter().find(|field| field.flag == flag);
+    let flagged = FLAGGED.iter().find(|flagged| flagged.flag == flag);
+    let shape = match (field, flagged) {
+        (Some(field), _) => field.shape,
+        (None, Some(flagged)) => flagged.shape,
+        (None, None) => return,
+    };
+    let said = match shape.read_flag(values) {
+        Ok(values) => Given {
+            line: 0,
+            name: name.clone(),
+            values,
+        },
+        Err(what) => return decoded.problems.push(wrong(what)),
+    };
+    if let Some(field) = field {
+        given.insert(field.path, said);
+        return;
+    }
+    match (flagged.map(|flagged| flagged.becomes), said.first()) {
+        (Some(Becomes::Source), url) if !url.is_empty() => {
+            decoded
+                .settings
+                .push(said.sets("source", &format!("kube:{url}")));
+        }
+        (Some(Becomes::Nowhere(flag)), "0") => decoded.settings.push(said.sets(flag, "")),
+        (Some(Becomes::Refused(why)), value) if !["", "false"].contains(&value) => {
+            decoded.problems.push(wrong(why.to_owned()));
+        }
+        _ => {}
     }
 }
 
@@ -221,9 +332,13 @@ fn collect(
         if let Some(field) = FIELDS.iter().find(|field| field.path == path) {
             match field.shape.read(node) {
                 Ok(values) => {
-                    let line = name.line;
-                    if given.insert(field.path, Given { line, values }).is_some() {
-                        decoded.ignore(line, &path, "it is there twice: the last one counts");
+                    let said = Given {
+                        line: name.line,
+                        name: path.clone(),
+                        values,
+                    };
+                    if given.insert(field.path, said).is_some() {
+                        decoded.ignore(name.line, &path, "it is there twice: the last one counts");
                     }
                 }
                 Err(what) => decoded.problems.push(Remark {

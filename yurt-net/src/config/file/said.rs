@@ -9,16 +9,16 @@ pub(crate) struct Setting {
     pub(crate) flag: String,
     /// As on the command line; of one that takes no value, `true` or `false`.
     pub(crate) value: String,
-    /// Where the file says so, from 1.
+    /// Where the file says so, from 1; 0: a flag of kube-proxy does.
     pub(crate) line: usize,
-    /// The field that says so.
+    /// The field that says so, or the flag.
     pub(crate) field: String,
 }
 
 /// What is to be said of a place in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Remark {
-    /// From 1; 0: the whole file.
+    /// From 1; 0: the whole file, or a flag.
     pub(crate) line: usize,
     /// "" where it is about no field.
     pub(crate) field: String,

@@ -1,7 +1,7 @@
 use clap::CommandFactory as _;
 
 use super::own::camel_case;
-use super::proxy::FIELDS;
+use super::proxy::{FIELDS, FLAGGED};
 use super::*;
 use crate::config::Cli;
 
@@ -11,7 +11,17 @@ const OWN_HEAD: &str =
 
 fn decoded(text: &str) -> Decoded {
     let cli = Cli::command();
-    decode(text, cli.find_subcommand("run").unwrap())
+    decode(Some(text), &[], cli.find_subcommand("run").unwrap())
+}
+
+/// What flags of kube-proxy say, beside a file.
+fn flagged(text: Option<&str>, flags: &[(&str, &str)]) -> Decoded {
+    let cli = Cli::command();
+    let flags = flags.iter();
+    let flags: Vec<_> = flags
+        .map(|(flag, value)| (*flag, vec![(*value).to_owned()]))
+        .collect();
+    decode(text, &flags, cli.find_subcommand("run").unwrap())
 }
 
 /// Settings, as words.
@@ -265,7 +275,7 @@ fn our_own_document_has_a_field_for_each_flag_and_wins() {
         "--max-slots4=1024",
     ];
     assert_eq!(set(&all), expected);
-    assert_eq!(all.settings[1].line, 7);
+    assert_eq!(all.settings[1].line, 8);
     let cli = Cli::command();
     let run = cli.find_subcommand("run").unwrap();
     for flag in run.get_arguments().filter_map(clap::Arg::get_long) {
@@ -320,4 +330,137 @@ fn a_file_has_one_document_of_each_kind_and_no_other() {
 fn json_is_taken_too() {
     let text = r#"{"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", "oomScoreAdj": 0}"#;
     assert_eq!(set(&decoded(text)), ["--oom-score-adj=0"]);
+}
+
+/// The flags of kube-proxy 1.36, but for those of its log.
+const FLAGS: &[&str] = &[
+    "bind-address",
+    "bind-address-hard-fail",
+    "cleanup",
+    "cluster-cidr",
+    "config-sync-period",
+    "conntrack-max-per-core",
+    "conntrack-min",
+    "conntrack-tcp-be-liberal",
+    "conntrack-tcp-timeout-close-wait",
+    "conntrack-tcp-timeout-established",
+    "conntrack-udp-timeout",
+    "conntrack-udp-timeout-stream",
+    "detect-local-mode",
+    "feature-gates",
+    "healthz-bind-address",
+    "healthz-port",
+    "hostname-override",
+    "init-only",
+    "iptables-localhost-nodeports",
+    "iptables-masquerade-bit",
+    "iptables-min-sync-period",
+    "iptables-sync-period",
+    "ipvs-exclude-cidrs",
+    "ipvs-min-sync-period",
+    "ipvs-scheduler",
+    "ipvs-strict-arp",
+    "ipvs-sync-period",
+    "ipvs-tcp-timeout",
+    "ipvs-tcpfin-timeout",
+    "ipvs-udp-timeout",
+    "kube-api-burst",
+    "kube-api-content-type",
+    "kube-api-qps",
+    "kubeconfig",
+    "log-flush-frequency",
+    "log-json-info-buffer-size",
+    "log-json-split-stream",
+    "log-text-info-buffer-size",
+    "log-text-split-stream",
+    "logging-format",
+    "masquerade-all",
+    "master",
+    "metrics-bind-address",
+    "metrics-port",
+    "nodeport-addresses",
+    "oom-score-adj",
+    "pod-bridge-interface",
+    "pod-interface-name-prefix",
+    "profiling",
+    "proxy-mode",
+    "show-hidden-metrics-for-version",
+    "v",
+    "vmodule",
+    "write-config-to",
+];
+
+#[test]
+fn every_flag_of_kube_proxy_is_taken_and_does_what_its_field_does() {
+    let fields = FIELDS
+        .iter()
+        .map(|field| field.flag)
+        .filter(|flag| !flag.is_empty());
+    let mut known: Vec<&str> = fields.chain(FLAGGED.iter().map(|it| it.flag)).collect();
+    known.sort_unstable();
+    assert_eq!(known, FLAGS);
+    for (field, (_, value, besides, does)) in FIELDS.iter().zip(ROWS) {
+        if field.flag.is_empty() {
+            continue;
+        }
+        let value = value
+            .replace(['[', ']', '{', '}', '\''], "")
+            .replace(": ", "=");
+        let mut flags = vec![(field.flag, &*value)];
+        match besides.split_once(": ") {
+            Some(("mode", mode)) => flags.push(("proxy-mode", mode)),
+            Some((_, mode)) => flags.push(("detect-local-mode", mode)),
+            None => {}
+        }
+        // There are none for nftables.
+        let decoded = flagged(None, &flags);
+        assert_eq!(said(&decoded.problems), [""; 0], "{}", field.flag);
+        let expected: &[&str] = if let Sets(words) = does { words } else { &[] };
+        assert_eq!(set(&decoded), expected, "{}", field.flag);
+        let warned: Vec<&str> = decoded.warnings.iter().map(|it| &*it.field).collect();
+        let name = format!("--{}", field.flag);
+        let expected: &[&str] = if let Warns = does { &[&name] } else { &[] };
+        assert_eq!(warned, expected, "{}", field.flag);
+    }
+}
+
+#[test]
+fn a_flag_of_kube_proxy_wins_over_both_documents() {
+    let text = format!(
+        "{HEAD}iptables: {{syncPeriod: 1m}}\nhostnameOverride: a\n{OWN_HEAD}driftInterval: 2m\n"
+    );
+    let decoded = flagged(Some(&text), &[("iptables-sync-period", "3m0s")]);
+    assert_eq!(set(&decoded), ["--node=a", "--drift-interval=3m"]);
+}
+
+#[test]
+fn flags_of_kube_proxy_that_no_field_has_do_what_they_say_or_name_what_does() {
+    let master = flagged(None, &[("master", "https://192.0.2.1:6443")]);
+    assert_eq!(set(&master), ["--source=kube:https://192.0.2.1:6443"]);
+    let both = [("master", "https://192.0.2.1:6443"), ("kubeconfig", "/k")];
+    assert_eq!(flagged(None, &both).problems[0].field, "--master");
+    let off = flagged(None, &[("healthz-port", "0"), ("metrics-port", "10249")]);
+    assert_eq!(set(&off), ["--healthz-bind-address="]);
+    for flag in ["cleanup", "init-only", "write-config-to"] {
+        assert_eq!(
+            flagged(None, &[(flag, "true")]).problems[0].field,
+            format!("--{flag}")
+        );
+    }
+    assert_eq!(flagged(None, &[("cleanup", "false")]), Decoded::default());
+}
+
+#[test]
+fn flags_of_kube_proxy_are_wrong_under_their_own_names() {
+    let flags = [
+        ("iptables-sync-period", "soon"),
+        ("feature-gates", "A=maybe"),
+        ("cluster-cidr", "10.0.0.0"),
+    ];
+    let expected = [
+        r#"--iptables-sync-period: "soon": expected a time such as 30s, 1m30s or 500ms, not below 0"#,
+        r#"--feature-gates: "A=maybe": expected NAME=true or NAME=false"#,
+        r#"--cluster-cidr: "10.0.0.0": expected a prefix, as 10.244.0.0/16"#,
+    ];
+    assert_eq!(said(&flagged(None, &flags).problems), expected);
 }

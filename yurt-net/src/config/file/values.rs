@@ -9,7 +9,7 @@ use super::yaml::{Node, Value};
 
 /// The type of a field of KubeProxyConfiguration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shape {
+pub(crate) enum Shape {
     /// `true` or `false`.
     Bool,
     /// An integer between two bounds.
@@ -64,13 +64,29 @@ impl Shape {
         }
     }
 
-    /// Reads a flag.
-    pub(super) fn read_list(self, text: &str) -> Result<Vec<String>, String> {
-        self.read_all(
-            text.split(',')
-                .map(str::trim)
-                .filter(|part| !part.is_empty()),
-        )
+    /// Reads what a flag was given, which may be given again: the last time counts, and lists are joined.
+    pub(super) fn read_flag(self, values: &[String]) -> Result<Vec<String>, String> {
+        let last = values.last().map_or("", |last| last);
+        match self {
+            Self::Cidrs | Self::NodePorts => self.read_list(&values.join(",")),
+            Self::Switches => {
+                let pairs = values.iter().flat_map(|pairs| pairs.split(','));
+                let pairs = pairs.map(str::trim).filter(|pair| !pair.is_empty());
+                let read = pairs.map(|pair| match pair.split_once('=') {
+                    Some((name, is_on)) if boolean(is_on).is_some() => Ok(name.to_owned()),
+                    _ => Err(format!("{pair:?}: expected NAME=true or NAME=false")),
+                });
+                read.collect()
+            }
+            Self::Anything => Ok(vec![last.to_owned()]),
+            _ => self.read_one(last).map(|text| vec![text]),
+        }
+    }
+
+    /// A list between commas.
+    fn read_list(self, text: &str) -> Result<Vec<String>, String> {
+        let parts = text.split(',').map(str::trim);
+        self.read_all(parts.filter(|part| !part.is_empty()))
     }
 
     fn read_all<'a>(self, texts: impl Iterator<Item = &'a str>) -> Result<Vec<String>, String> {
@@ -171,8 +187,8 @@ fn cidr(text: &str) -> Option<IpNetwork> {
     IpNetwork::new(address(start)?, length.parse().ok()?).ok()
 }
 
-/// With this port where the text has none.
-fn bind(text: &str, port: u16) -> Option<SocketAddr> {
+/// An address and a port, which is this one where the text has none.
+pub(crate) fn bind(text: &str, port: u16) -> Option<SocketAddr> {
     let alone = text
         .strip_prefix('[')
         .and_then(|text| text.strip_suffix(']'));

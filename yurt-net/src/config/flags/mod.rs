@@ -3,6 +3,7 @@
 mod cni;
 mod devices;
 mod flows;
+mod kube_proxy;
 mod packets;
 mod place;
 mod policy;
@@ -22,6 +23,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use self::cni::{CniArgs, CniKeepArg, CniPlaceArgs, CniVerb};
 pub use self::flows::{FlowsArgs, To};
+pub use self::kube_proxy::ProxyArgs;
 pub use self::place::PlaceArgs;
 pub use self::policy::PolicyArgs;
 pub use self::run::RunArgs;

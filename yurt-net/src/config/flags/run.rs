@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::cni::{CniKeepArg, CniPlaceArgs};
 use super::devices::DeviceArgs;
+use super::kube_proxy::ProxyArgs;
 use super::packets::PacketArgs;
 use super::place::PlaceArgs;
 use super::policy::{PacketPathArg, PolicyArgs};
@@ -15,6 +16,7 @@ use super::probes::ProbeArgs;
 use super::translate::TranslateArgs;
 use super::values::{LogFormat, duration};
 use crate::config::agent::AgentConfig;
+use crate::config::file::bind;
 use crate::dataplane::service::SocketLb;
 use crate::plan::Capacity;
 use crate::pods::guard::{Askers, ExtraPolicy, ShortestPrefixes};
@@ -112,11 +114,11 @@ pub struct RunArgs {
     pub drift_interval: Duration,
     /// Where metrics are served, over HTTP; "" or port 0 = nowhere. While the port is taken, by kube-proxy for example,
     /// it is tried again.
-    #[arg(long, default_value = "127.0.0.1:10249", value_name = "ADDR:PORT")]
+    #[arg(long, default_value = "127.0.0.1:10249", value_name = "ADDR:PORT", value_parser = bind_address::<10249>)]
     pub metrics_bind_address: BindAddress,
     /// Where the health of this node is served to load balancers, /healthz and /livez; "" or port 0 = nowhere. 0.0.0.0
     /// stands for all addresses of both families. The health checks of Services have ports of their own.
-    #[arg(long, default_value = "0.0.0.0:10256", value_name = "ADDR:PORT")]
+    #[arg(long, default_value = "0.0.0.0:10256", value_name = "ADDR:PORT", value_parser = bind_address::<10256>)]
     pub healthz_bind_address: BindAddress,
     /// For debugging: an eBPF object whose programs log what they decide. `cargo xtask build-ebpf --log` makes it; it
     /// must be of the same version as the agent. The embedded programs log nothing.
@@ -132,6 +134,9 @@ pub struct RunArgs {
     /// How much is logged, as klog has it: from 4 on what is for debugging, too. $RUST_LOG counts instead.
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub v: u32,
+    /// Flags of kube-proxy.
+    #[command(flatten)]
+    pub kube_proxy: ProxyArgs,
 }
 
 /// What happens to frames that claim an address which is not their sender's.
@@ -170,17 +175,15 @@ pub enum ClosureEstablishedArg {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BindAddress(pub Option<SocketAddr>);
 
-impl std::str::FromStr for BindAddress {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const EXPECTED: &str = "expected ADDR:PORT, as 127.0.0.1:10249 or [::1]:10249, or nothing";
-        if text.is_empty() {
-            return Ok(Self(None));
-        }
-        let address: SocketAddr = text.parse().ok().ok_or(EXPECTED)?;
-        Ok(Self((address.port() != 0).then_some(address)))
+/// With this port where the text has none.
+fn bind_address<const PORT: u16>(text: &str) -> Result<BindAddress, &'static str> {
+    if text.is_empty() {
+        return Ok(BindAddress(None));
     }
+    let address = bind(text, PORT);
+    let address =
+        address.ok_or("expected ADDR:PORT, as 127.0.0.1:10249 or [::1]:10249, or nothing")?;
+    Ok(BindAddress((address.port() != 0).then_some(address)))
 }
 
 impl RunArgs {

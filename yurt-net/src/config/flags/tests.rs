@@ -37,6 +37,7 @@ fn metrics_are_served_where_kube_proxy_has_them_unless_told_otherwise() {
     assert_eq!(parse(&["--metrics-bind-address=[::]:9"]), at("[::]:9"));
     assert_eq!(parse(&["--metrics-bind-address="]), Ok(None));
     assert_eq!(parse(&["--metrics-bind-address", "0.0.0.0:0"]), Ok(None));
+    assert_eq!(parse(&["--metrics-bind-address=::1"]), at("[::1]:10249"));
     let error = parse(&["--metrics-bind-address=10249"]).unwrap_err();
     assert!(error.contains("expected ADDR:PORT"), "{error}");
 }

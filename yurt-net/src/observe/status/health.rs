@@ -16,9 +16,10 @@ pub struct Degraded {
 }
 
 /// What can be degraded: the labels of a metric. Each has a sample, at 0 too.
-pub(crate) const FAULTS: [&str; 11] = [
+pub(crate) const FAULTS: [&str; 12] = [
     "checkpoint",
     "claim",
+    "configuration",
     "manifests",
     "pins",
     "programs",
@@ -66,6 +67,8 @@ pub struct Health<'a> {
     pub socket: Option<String>,
     /// Why this agent shares with others what it should have for itself.
     pub claim: Option<&'a String>,
+    /// Why the configuration file is not in force.
+    pub configuration: Option<String>,
 }
 
 impl Health<'_> {
@@ -173,6 +176,12 @@ impl Health<'_> {
             say(
                 "claim",
                 format!("neither repairs nor the checkpoint are written: {reason}"),
+            );
+        }
+        if let Some(reason) = &self.configuration {
+            say(
+                "configuration",
+                format!("the file is refused, and what it said before is in force: {reason}"),
             );
         }
         degraded
@@ -326,6 +335,7 @@ mod tests {
             checkpoint: Some(""),
             socket: Some(String::new()),
             claim: Some(&reason),
+            configuration: Some(String::new()),
         };
         let mut said = whats(&everything);
         said.sort();

@@ -1,6 +1,7 @@
 //! How the agent is: what `status` prints, and `observe::metrics` shows to Prometheus. Each room of the house has a
 //! file.
 
+mod configuration;
 mod counted;
 mod dataplane;
 pub mod health;
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::configuration::Configuration;
 use self::counted::{KEPT, SHOWN, counts, write_counts, write_more};
 pub use self::dataplane::{Clients, MapUsage, Sockets};
 pub use self::health::Degraded;
@@ -114,6 +116,9 @@ pub struct Status {
     /// Where load balancers ask whether to send clients here.
     #[serde(default)]
     pub health_ports: HealthPorts,
+    /// The configuration file; `None`: there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<Configuration>,
     /// The cgroup that the programs are attached to: processes in it and below it are served.
     #[serde(default)]
     pub cgroup: PathBuf,
@@ -222,6 +227,9 @@ impl Status {
             packets.write(out)?;
         }
         self.health_ports.write(out)?;
+        if let Some(configuration) = &self.configuration {
+            configuration.write(out)?;
+        }
         self.retention.write(out)?;
         out.write_str(&self.devices.lines())?;
         writeln!(out, "service ports {}", self.services)?;

@@ -1,0 +1,212 @@
+//! The configuration file: followed for changes, which are taken up where that drops nothing.
+//!
+//! What the file says is taken as a whole or not at all. A file that is wrong, or gone, is refused, and what was taken
+//! last stays in force. Settings that a running agent cannot change wait for a restart, and are named.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+use crate::config::{Again, AgentConfig, Unusable, Written};
+use crate::error::chain;
+use crate::host::disk::errand::{Errand, PATIENCE};
+use crate::host::process::set_oom_score;
+use crate::observe::status::{Configuration, Status};
+use crate::policy::{PolicyConfig, ProtectConfig};
+
+/// How often the file is looked at: a ConfigMap takes up to a minute to reach a node.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// A file that has not changed for this long is whole.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
+
+/// What tells one content of a file from another, through all links; `None`: it cannot be looked at.
+type Stamp = Option<[i64; 5]>;
+
+/// Follows the file, if there is one.
+pub(super) struct Configured {
+    written: Option<Written>,
+    /// The file whose content was read last.
+    read: Stamp,
+    /// Another one, seen once.
+    settling: Option<Stamp>,
+    next_look: Instant,
+    looking: Errand<Stamp>,
+    reading: Errand<Result<Box<Again>, Unusable>>,
+    /// Why the present content is not in force.
+    problems: Vec<String>,
+    /// Settings that wait for a restart.
+    waiting: Vec<String>,
+}
+
+impl Configured {
+    /// Looks at the file from now on, if there is one.
+    pub(super) fn start(written: Option<Written>) -> Self {
+        Self {
+            // One that changed between its reading and now is read again, once.
+            read: None,
+            written,
+            settling: None,
+            next_look: Instant::now(),
+            looking: Errand::default(),
+            reading: Errand::default(),
+            problems: Vec::new(),
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Waits until the file says something else, and has settled. Cancel safe.
+    pub(super) async fn changed(&mut self) {
+        let Some(written) = &self.written else {
+            return std::future::pending().await;
+        };
+        loop {
+            sleep_until(self.next_look).await;
+            let path = written.path().to_owned();
+            self.looking.begin(move || stamp(&path));
+            let seen = self.looking.news(PATIENCE).await;
+            self.next_look = Instant::now() + LOOK_EVERY;
+            // A disk that does not answer says nothing.
+            let Some(seen) = seen else {
+                continue;
+            };
+            if seen == self.read {
+                self.settling = None;
+            } else if self.settling != Some(seen) {
+                self.settling = Some(seen);
+                self.next_look = Instant::now() + SETTLED_AFTER;
+            } else {
+                self.settling = None;
+                self.read = seen;
+                return;
+            }
+        }
+    }
+
+    /// Reads the file, and says what of it may be in force from now on: the whole configuration, of which other
+    /// settings than those that a running agent can change are as they were. `None`: nothing.
+    pub(super) async fn take(&mut self) -> Option<AgentConfig> {
+        let written = self.written.clone()?;
+        let again = self.reading.run(move || written.read().map(Box::new)).await;
+        // It takes longer: the next look finds it changed.
+        let Some(again) = again else {
+            self.read = None;
+            return None;
+        };
+        let file = self
+            .written
+            .as_ref()
+            .map(|written| written.path().display().to_string());
+        let file = file.unwrap_or_default();
+        match again {
+            Ok(again) => {
+                let had_problems = !std::mem::take(&mut self.problems).is_empty();
+                let Again {
+                    config,
+                    written,
+                    warnings,
+                    changed,
+                    waiting,
+                } = *again;
+                self.written = Some(written);
+                let waits_for_others = waiting != self.waiting;
+                self.waiting = waiting;
+                if changed.is_empty() && !waits_for_others && !had_problems {
+                    return None;
+                }
+                for warning in warnings {
+                    warn!("{warning}");
+                }
+                if !changed.is_empty() || had_problems {
+                    info!(
+                        file,
+                        settings = changed.join(" "),
+                        "took up the changed configuration"
+                    );
+                }
+                if waits_for_others && !self.waiting.is_empty() {
+                    let settings = self.waiting.join(" ");
+                    warn!(
+                        file,
+                        settings, "the changed configuration waits for a restart of the agent"
+                    );
+                }
+                (!changed.is_empty()).then_some(config)
+            }
+            Err(error) => {
+                self.problems = match error {
+                    Unusable::Settings(problems) => problems,
+                    Unusable::CommandLine(error) => vec![chain(&error)],
+                };
+                let problems = self.problems.join("; ");
+                warn!(
+                    file,
+                    problems,
+                    "the changed configuration is refused, and the one before stays in force"
+                );
+                None
+            }
+        }
+    }
+
+    /// Why the file is not in force.
+    pub(super) fn problem(&self) -> Option<String> {
+        let first = self.problems.first()?;
+        let more = match self.problems.len() {
+            1 => String::new(),
+            count => format!("; and {} more", count - 1),
+        };
+        Some(format!("{first}{more}"))
+    }
+
+    /// Whether the file is in force.
+    pub(super) fn report(&self, status: &mut Status) {
+        status.configuration = self.written.as_ref().map(|written| Configuration {
+            file: written.path().to_owned(),
+            problems: self.problems.clone(),
+            waiting: self.waiting.clone(),
+        });
+    }
+}
+
+fn stamp(path: &Path) -> Stamp {
+    let metadata = fs::metadata(path).ok()?;
+    let size = i64::try_from(metadata.size()).unwrap_or(i64::MAX);
+    let inode = metadata.ino().cast_signed();
+    Some([
+        inode,
+        size,
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+        metadata.ctime_nsec(),
+    ])
+}
+
+/// The policy that is in force with those settings of another that a running agent can change.
+pub(super) fn merged(in_force: &PolicyConfig, new: PolicyConfig) -> PolicyConfig {
+    PolicyConfig {
+        closure_failure: new.closure_failure,
+        service_cidrs: new.service_cidrs,
+        kubernetes_via_hub: new.kubernetes_via_hub,
+        compat_drop_service: new.compat_drop_service,
+        compat_all_vips: new.compat_all_vips,
+        protect: ProtectConfig {
+            given: new.protect.given,
+            external_ips: new.protect.external_ips,
+            ..in_force.protect.clone()
+        },
+        ..in_force.clone()
+    }
+}
+
+/// Sets the score of `--oom-score-adj`.
+pub(super) fn score(config: &AgentConfig) {
+    if let Some(score) = config.oom_score_adj
+        && let Err(error) = set_oom_score(score)
+    {
+        warn!(error = chain(&error), "--oom-score-adj has no effect");
+    }
+}
