@@ -34,7 +34,7 @@ pub fn cni(args: &CniArgs) -> Result<(), CniVerbError> {
             print(installed(has_installed, &cni.bin_dir, &report))?;
         }
         CniVerb::Uninstall => {
-            // Before the plugins go, nobody may name them.
+            // The configuration comes first: it must not name plugins that are gone.
             let report = cni.uninstall_config()?;
             cni.uninstall_plugins()?;
             match report {
@@ -53,7 +53,7 @@ pub fn cni(args: &CniArgs) -> Result<(), CniVerbError> {
     Ok(())
 }
 
-/// What was done, in words. Names of files, and of plugins in them, come from others, and are escaped.
+/// What was done, as text. Names of files, and of plugins in them, come from others, and are escaped.
 fn installed(has_installed: bool, bin_dir: &Path, report: &Report) -> String {
     let said = |is_new, what: &str, at: &Path| {
         let at = at.display().to_string();

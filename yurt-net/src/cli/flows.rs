@@ -1,8 +1,8 @@
 //! `flows`: prints the flow table of the packet path, with the names of what is in it.
 //!
-//! The table may hold millions of flows. They are gone through one by one, and only those that are printed are kept.
-//! Services are named by the agent or its checkpoint, Pods by the ledger of this node, devices by the kernel; what
-//! cannot be named is printed as a number.
+//! The table may hold millions of flows. They are read one by one, and only those that will be printed are kept.
+//! Services are named by the agent or its checkpoint, Pods by the ledger of this node, devices by the kernel. What has
+//! no known name is printed as a number.
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::{IpAddr, SocketAddr};
@@ -31,9 +31,9 @@ const NONE: &str = "-";
 struct Listing {
     /// The latest first.
     flows: Vec<Row>,
-    /// How many more there are than were asked for.
+    /// How many more there are than the limit.
     left_out: usize,
-    /// Why the names of Services are not an agent's.
+    /// Why the names of Services do not come from the agent.
     remark: Option<String>,
 }
 
@@ -43,18 +43,18 @@ struct Row {
     protocol: String,
     client: SocketAddr,
     dialled: SocketAddr,
-    /// `ns/name:port`; `None` where it is not known, or has no such frontend any more.
+    /// `ns/name:port`; `None` if it is not known, or no longer has such a frontend.
     service: Option<String>,
     backend: SocketAddr,
     /// `ns/name` of the Pod of this node that has the backend's address.
     pod: Option<String>,
-    /// What the backend takes for the client; `None`: the client.
+    /// The address and port that the backend sees as the client's; `None`: the client's own.
     masquerade: Option<SocketAddr>,
-    /// The device that the flow came in by; `None` where it is gone.
+    /// The device that the flow came in by; `None` if it is gone.
     device: Option<String>,
     ifindex: u32,
     state: &'static str,
-    /// Since the client has sent anything.
+    /// Seconds since the last packet of the client.
     quiet_seconds: u32,
 }
 
@@ -101,14 +101,14 @@ impl Listing {
     }
 }
 
-/// The flows that were quiet for the shortest time, of all that are shown to it.
+/// Of all flows that it is shown, keeps those that were quiet for the shortest time.
 struct Latest {
     limit: usize,
     heap: BinaryHeap<Kept>,
     left_out: usize,
 }
 
-/// In the order of how long they were quiet.
+/// A flow, ordered by how long it was quiet.
 struct Kept(PacketFlow);
 
 impl Kept {
@@ -160,7 +160,7 @@ impl Latest {
     }
 }
 
-/// Whether a flow is one of those that are asked for. `services`: the frontends of the Service that is.
+/// Whether a flow is asked for. `services`: the frontends of the Service that `--to` names.
 fn is_wanted(args: &FlowsArgs, services: &BTreeSet<Frontend>, flow: &PacketFlow) -> bool {
     let is_from = args
         .from
@@ -180,14 +180,14 @@ fn frontend(flow: &PacketFlow) -> Option<Frontend> {
     Some((flow.dialled, protocol))
 }
 
-/// The Pods of this node, by their addresses; none where there is no ledger.
+/// The Pods of this node, by address; none if there is no ledger.
 fn pods(place: &Place) -> BTreeMap<IpAddr, String> {
     let Ok(Reading { ledger, .. }) = Reading::take(&place.ledger()) else {
         return BTreeMap::new();
     };
     let entries = ledger.entries().iter();
     let pods = entries.filter(|(key, entry)| {
-        // A container's is all that is known of some.
+        // Of some entries only the container is known.
         entry.state == State::Active && !key.namespace.is_empty()
     });
     pods.flat_map(|(key, entry)| {
@@ -224,7 +224,7 @@ fn row(
     }
 }
 
-/// Prints them. Reads only.
+/// Prints the flows. Reads only.
 pub async fn flows(args: &FlowsArgs) -> Result<(), VerbError> {
     let place = args.place.place();
     let tables = FlowTables::open(&place.bpffs)?;

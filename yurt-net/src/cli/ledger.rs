@@ -35,13 +35,13 @@ pub enum ListError {
         #[source]
         source: io::Error,
     },
-    /// The ledger.
+    /// The ledger cannot be read.
     #[error(transparent)]
     Read(#[from] WatchError),
-    /// Standard output.
+    /// Standard output failed.
     #[error(transparent)]
     Output(#[from] io::Error),
-    /// JSON out.
+    /// The conversion to JSON failed.
     #[error("convert to JSON")]
     Json(#[from] serde_json::Error),
 }
@@ -69,12 +69,12 @@ struct Row<'a> {
     sandbox: &'a str,
     network: &'a str,
     assigner: Assigner,
-    /// Unix seconds, by the clock of then.
+    /// Unix seconds, by the wall clock at that time.
     since: u64,
     /// How long the node has been up since then.
     seconds: u64,
-    /// Of active rows: whether some network namespace of this machine has one of the addresses. `None`: the namespaces
-    /// cannot be examined.
+    /// Whether a network namespace of this machine has one of the addresses; for active rows only. `None`: the
+    /// namespaces cannot be examined.
     is_found: Option<bool>,
 }
 
@@ -107,7 +107,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// A sandbox is recorded and does not exist: its DEL was lost, or another IPAM's file outlived it.
+    /// Whether the recorded sandbox does not exist: its DEL was lost, or another IPAM's file outlived it.
     fn is_leaked(&self) -> bool {
         self.is_found == Some(false)
     }
@@ -123,7 +123,7 @@ impl<'a> Row<'a> {
                 .join(","),
         };
         let (whose, name) = match self.namespace {
-            // Of a container that is no Pod's only its ID is known.
+            // Of a container without a Pod only the ID is known.
             "" => ("container ", short(self.name)),
             namespace => (namespace, self.name),
         };
@@ -146,12 +146,12 @@ impl<'a> Row<'a> {
     }
 }
 
-/// As runtimes print container IDs.
+/// A container ID, shortened as runtimes print it.
 fn short(container: &str) -> &str {
     container.get(..13).unwrap_or(container)
 }
 
-/// In the two units that matter.
+/// An age in its two largest units.
 pub(super) fn age(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     match (days, hours, minutes) {
@@ -184,15 +184,15 @@ fn rows<'a>(ledger: &'a Ledger, now: Now, live: Option<&BTreeSet<IpAddr>>) -> Ve
         .collect()
 }
 
-/// The addresses in use in other network namespaces. `None`: none of those can be seen, as without root or `hostPID`.
+/// The addresses in use in other network namespaces. `None`: none of them can be seen, as without root or `hostPID`.
 fn live() -> Option<BTreeSet<IpAddr>> {
     let others = netns::addresses_of_others().unwrap_or_default();
     (!others.is_empty()).then(|| others.into_iter().flatten().collect())
 }
 
-/// Prints it. Reads only.
+/// Prints the ledger. Reads only.
 pub fn ledger(args: &LedgerArgs) -> Result<(), ListError> {
-    // Where there is a directory and no file, nobody has an address yet.
+    // A directory without a file is an empty ledger: no Pod has an address yet.
     fs::read_dir(&args.state_dir).map_err(|source| ListError::NoDirectory {
         directory: args.state_dir.clone(),
         source,
@@ -260,7 +260,7 @@ shop/web-0               eth0       active  1h1m  10.1.0.2  fd00::2  10.9.0.2   
 ";
         assert_eq!(table(&rows(&ledger, now, None)), expected);
 
-        // What nobody has is told apart, where that can be seen; a Pod that is away has nothing.
+        // An address that no namespace has is found, if the namespaces can be seen; a Pod that is away has none.
         let mut away = entry("10.1.0.4", "c3");
         away.state = State::Retained;
         ledger.apply(Record::Put {

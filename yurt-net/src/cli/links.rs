@@ -1,4 +1,4 @@
-//! The devices of this machine, as verbs ask for them.
+//! The devices of this machine, for verbs.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use tokio::time::timeout;
 
 use crate::node::LinkWatch;
 
-/// The kernel answers at once, where there is netlink.
+/// How long to wait for the kernel, which answers at once if there is netlink.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The names of this machine's devices; none where they cannot be listed.
+/// The names of this machine's devices, by index; none if they cannot be listed.
 pub(super) async fn devices() -> BTreeMap<u32, String> {
     let links = async || LinkWatch::new()?.links().await;
     let links = timeout(PATIENCE, links()).await;

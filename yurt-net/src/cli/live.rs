@@ -18,10 +18,10 @@ use crate::node::{LinkWatch, NodeError};
 /// Why nothing was tried.
 #[derive(Debug, thiserror::Error)]
 pub enum LiveError {
-    /// There can be no such packet, or it would show nothing.
+    /// Such a packet cannot exist, or would show nothing.
     #[error("--live: {0}")]
     Refused(String),
-    /// The kernel.
+    /// The kernel refused the trial.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
 }
@@ -55,7 +55,7 @@ impl fmt::Display for Live {
     }
 }
 
-/// Tries it. `device`: the one that the packet comes in by, if it matters.
+/// Tries the program. `device`: the one that the packet comes in by, if it matters.
 pub(super) async fn live(
     place: &Place,
     dial: Dial,

@@ -1,7 +1,8 @@
-//! `services`: prints what the kernel serves on this node: frontends, what becomes of who dials them, endpoints.
+//! `services`: prints what the kernel serves on this node: frontends, their clients, what happens to a new flow,
+//! endpoints.
 //!
-//! It reads the pinned maps, so it says what is in force whatever becomes of the agent, and of what the agent believes.
-//! `plan` and `explain` say what should be in force, and why.
+//! It reads the pinned maps, so it shows what is in force, whether or not the agent runs and whatever the agent
+//! believes. `plan` and `explain` say what should be in force, and why.
 
 use std::net::SocketAddr;
 
@@ -19,7 +20,7 @@ use crate::plan::{FrontendKey, FrontendRow, KeyPort, MapImage, Outside};
 use crate::table::Scope;
 use crate::text;
 
-/// Endpoints of one row in the short table.
+/// How many endpoints of a row the short table shows.
 const SHOWN_ENDPOINTS: usize = 4;
 const NONE: &str = "-";
 
@@ -27,11 +28,11 @@ const NONE: &str = "-";
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Listing {
-    /// Sorted by name; those without one come last.
+    /// Sorted by name; services without a known name come last.
     services: Vec<Row>,
-    /// Programs are attached. Without them nothing of this is in force.
+    /// Whether programs are attached: otherwise nothing of this is in force.
     is_attached: bool,
-    /// Why the names of Services are not an agent's.
+    /// Why the names of Services do not come from the agent.
     remark: Option<String>,
 }
 
@@ -39,41 +40,41 @@ struct Listing {
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Row {
-    /// `ns/name:port`; `None` where it is not known.
+    /// `ns/name:port`; `None` if it is not known.
     service: Option<String>,
     protocol: Protocol,
     frontend: SocketAddr,
     clients: Clients,
     verdict: Verdict,
     endpoints: Vec<SocketAddr>,
-    /// Clients that are admitted; empty: all are.
+    /// The clients that are admitted; empty: all.
     source_ranges: Vec<IpNetwork>,
     /// 0 = no affinity.
     affinity_seconds: u32,
 }
 
-/// Whom a row is for.
+/// The clients that a row is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Clients {
     /// Processes in the node's own network namespace.
     Host,
-    /// Those and the Pods of this node.
+    /// These and the Pods of this node.
     Node,
-    /// Clients outside, whose packets are served.
+    /// Clients outside, served by the packet path.
     Outside,
     /// All of these.
     All,
 }
 
-/// What becomes of a new flow.
+/// What happens to a new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
     Forward,
     Refuse,
     Drop,
-    /// What the maps hold makes no sense: the agent writes it again.
+    /// The maps hold nonsense here; the agent will write it again.
     Unknown,
 }
 
@@ -137,7 +138,7 @@ impl Row {
         (self.frontend, self.protocol)
     }
 
-    /// Those without a name last.
+    /// The order of rows: those without a name come last.
     fn order(&self) -> (bool, Option<&str>, Protocol, SocketAddr, Clients) {
         let name = self.service.as_deref();
         (
@@ -186,7 +187,7 @@ fn list(all: &[impl ToString], shown: usize) -> String {
 }
 
 impl Listing {
-    /// What is in the maps, of the Service that is wanted.
+    /// The rows of the wanted Service, or all, with their names.
     fn new(table: &TableInForce, mut rows: Vec<Row>, names: Names, wanted: Option<&str>) -> Self {
         for row in &mut rows {
             row.service = names.known.get(&row.frontend()).cloned();
@@ -244,7 +245,7 @@ fn rows(image: &MapImage) -> Vec<Row> {
         .collect()
 }
 
-/// Prints them. Reads only.
+/// Prints the services. Reads only.
 pub async fn services(args: &ServicesArgs) -> Result<(), VerbError> {
     let place = args.place.place();
     let Some(table) = TableInForce::read(&place.bpffs)? else {
@@ -295,8 +296,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// The maps of a node: six endpoints for all, none for clients outside, one that says nothing of itself, and a
-    /// damaged set.
+    /// The maps of a node: a Service with six endpoints for all clients, one that drops clients outside, one that
+    /// refuses, and one with a damaged set.
     fn table() -> TableInForce {
         let row = |service, outside| FrontendRow {
             service,

@@ -59,7 +59,7 @@ pub enum VerbError {
     /// The agent.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// A Service was asked for by its name, and none is known.
+    /// A Service was asked for by name, and no names are known.
     #[error("{0}")]
     Nameless(String),
     /// The kernel.
@@ -68,13 +68,13 @@ pub enum VerbError {
     /// `explain --live`.
     #[error(transparent)]
     Live(#[from] LiveError),
-    /// The settings that are left for the plugins.
+    /// The settings for the plugins could not be removed.
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// Routes.
     #[error(transparent)]
     Routes(#[from] RouteError),
-    /// `cleanup`, when some of it cannot be removed.
+    /// `cleanup` could not remove everything.
     #[error("cleanup has removed all but this: {0}")]
     Left(String),
     /// `cleanup --stay`.
@@ -104,7 +104,7 @@ fn paint() -> Paint {
     }
 }
 
-/// What a source says, read once.
+/// What one reading of a source gave.
 struct Read {
     snapshot: Snapshot,
     is_hub: bool,
@@ -133,12 +133,12 @@ async fn load(source: &SourceSpec, node: &str, policy: &PolicyArgs) -> Result<Re
                 why: error.unwrap_or_else(|| "not all of it has arrived".to_owned()),
             });
         }
-        // An answer may still be on its way; a source that only fails gets a few tries.
+        // The answer may still be on its way; a source that only fails gets a few tries.
         let _elapsed = timeout(SOURCE_LOOK, sources.changed()).await;
     }
 }
 
-/// The interfaces of this machine. Where netlink is missing or not complete, as under an emulator, they are not known.
+/// The interfaces of this machine. They stay unknown if netlink is missing or incomplete, as under an emulator.
 async fn interfaces() -> NodeView {
     let look = async || NodeWatch::new()?.view().await;
     match timeout(PATIENCE, look()).await {
@@ -290,7 +290,7 @@ pub(super) fn why_not_ready(status: &Status) -> String {
         .iter()
         .map(|one| one.source.as_str())
         .collect();
-    // Of several sources the error names the one that it is about.
+    // If there are several sources, the error names the one that failed.
     let is_named = |error: &str| asked.iter().any(|one| error.starts_with(one));
     let names = asked.join(", ");
     let faults: Vec<String> = status
@@ -312,7 +312,7 @@ pub(super) fn why_not_ready(status: &Status) -> String {
 
 /// `cleanup`. A part that cannot be removed does not keep the others in place.
 pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
-    // Watched from here on: a signal that comes early ends the verb after everything is removed, and not in the middle.
+    // Watched from here on: an early signal ends the verb after everything is removed, and not in the middle.
     let ended = |kind| signal(kind).map_err(VerbError::Signal);
     let told_to_end = match args.stay {
         true => Some((
@@ -325,7 +325,7 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     let Place {
         bpffs, state_dir, ..
     } = &place;
-    // Refused before anything is touched, and no agent starts meanwhile. Without a cgroup no agent can share it.
+    // Refused before anything is touched, and no agent can start meanwhile. Without a cgroup no agent can share one.
     let cgroup =
         cgroup(place.cgroup.as_deref()).map_or_else(|_| PathBuf::new(), |cgroup| cgroup.path);
     let things = place.things(cgroup.clone());
@@ -333,18 +333,18 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     let owned = once(move || Owned::of(&seen)).await;
     let claim = Claim::take(owned.unwrap_or_else(|| Owned::without_a_disk(&things)))?;
     let pins = match Cleanup::begin(bpffs) {
-        // Programs may be pinned elsewhere; those have to go, too.
+        // Programs that are pinned elsewhere have to go, too.
         Err(error @ DataplaneError::NotBpffs { .. }) => Err(error),
         pins => Ok(pins?),
     };
-    // Before the pins: a plugin that runs just now would load the guard anew.
+    // Before the pins: a plugin that runs at this moment would load the guard again.
     let directory = state_dir.clone();
     let settings = once(move || {
         let guard = GuardSettings::leave(None, &directory);
         (guard, Policy::leave(None, &directory))
     });
     let settings = settings.await;
-    // The steps do not depend on each other, and a disk that has failed is a reason to want the way back.
+    // The steps do not depend on each other, and a failed disk may be the reason for the cleanup.
     let hidden = Strays::out_of_sight(bpffs, &cgroup).found;
     let programs = Strays::all(&cgroup);
     let had_programs = !programs.found.is_empty();
@@ -353,7 +353,7 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     let routes = Routes::withdraw();
     let ports = ReservedPorts::recorded_in(&place.ledger().in_memory()).release();
     for socket in place.sockets() {
-        // Only an agent that was killed leaves it; if it is gone already, all is well.
+        // Only a killed agent leaves it; if it is already gone, all is well.
         let _ = once(move || std::fs::remove_file(socket)).await;
     }
     drop(claim);
@@ -435,7 +435,7 @@ mod tests {
         );
         status.failed_applies = 1;
         assert!(why_not_ready(&status).contains("cannot be written to the kernel's maps"));
-        // From the first table on, what the source says keeps nobody waiting.
+        // From the first table on, nothing waits for the source.
         status.applied = 1;
         assert_eq!(why_not_ready(&status), "the programs are not attached yet");
         status.degraded = ["programs", "repair"]

@@ -1,4 +1,4 @@
-//! A netlink connection that tells of changes, and what every reader of this room asks over it.
+//! A netlink connection that reports changes, and the requests that all readers of this room make.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -9,7 +9,7 @@ use netlink_packet_route::route::RouteMessage;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::runtime::Runtime;
 
-/// Addresses and devices seldom change alone.
+/// How long a burst of changes is waited for: addresses and devices seldom change alone.
 const BURST: Duration = Duration::from_millis(100);
 
 /// Why the kernel could not be asked about addresses, routes or devices.
@@ -49,7 +49,7 @@ pub(super) fn connect() -> io::Result<(Handle, Runtime)> {
 pub(super) struct Follower {
     pub(super) handle: Handle,
     events: tokio::sync::mpsc::Receiver<()>,
-    /// Something has changed; the burst is taken to be over then.
+    /// When the present burst counts as over; `None`: nothing has changed.
     due: Option<tokio::time::Instant>,
     tasks: [tokio::task::JoinHandle<()>; 2],
 }

@@ -39,7 +39,7 @@ impl LinkWatch {
         self.0.changed().await;
     }
 
-    /// Whether this node would send what is for this address straight to its Pods.
+    /// Whether this node sends packets for this address directly to its Pods.
     pub async fn leads_to_pods(&self, address: IpAddr) -> Result<bool, NodeError> {
         let all = routes(&self.0.handle).await?;
         let near = Near {
@@ -75,8 +75,7 @@ impl LinkWatch {
     }
 }
 
-/// The addresses that are in force on each device. The kernel tells them in the order in which it takes them for its
-/// own packets.
+/// The addresses that are in force on each device, in the kernel's order of preference for its own packets.
 async fn addresses(handle: &Handle) -> Result<BTreeMap<u32, Vec<IpAddr>>, NodeError> {
     let listing = |source| NodeError::List {
         what: "addresses",
@@ -97,7 +96,7 @@ async fn addresses(handle: &Handle) -> Result<BTreeMap<u32, Vec<IpAddr>>, NodeEr
     Ok(found)
 }
 
-/// The devices, by index; `routes` say which of them lead away from here.
+/// The devices, by index; `routes` tell which of them lead away from this node.
 pub(super) async fn links(
     handle: &Handle,
     routes: &[Vec<RouteMessage>; 2],
@@ -127,7 +126,7 @@ pub(super) async fn links(
     Ok(links)
 }
 
-/// The devices that a route of the main table leads out of, if it is a default route, and where it leads from there.
+/// The devices that a route leads out of, and its next hops, if it is a default route of the main table.
 fn default_hops(route: &RouteMessage) -> Vec<(u32, Option<IpAddr>)> {
     let is_default = route.header.destination_prefix_length == 0
         && route.header.table == RouteHeader::RT_TABLE_MAIN;
@@ -156,7 +155,7 @@ fn default_hops(route: &RouteMessage) -> Vec<(u32, Option<IpAddr>)> {
     devices
 }
 
-/// A device as the kernel tells it; what leads out of it is said by routes.
+/// A device from a netlink message; what only routes tell is left at its default.
 pub fn as_link(message: &LinkMessage) -> Link {
     let mut link = Link {
         ifindex: message.header.index,

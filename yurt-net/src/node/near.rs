@@ -69,7 +69,7 @@ impl Nearby {
         })
     }
 
-    /// What this namespace calls others; `None` of one that no device leads to.
+    /// The number that this namespace has for each of these; `None` if no device leads there.
     pub fn netns_ids(&self, namespaces: &[Netns]) -> Result<Vec<Option<i32>>, NodeError> {
         let ids = namespaces.iter().map(|netns| self.netns_id(netns));
         self.runtime.block_on(async {
@@ -101,7 +101,7 @@ impl Nearby {
                             NsidAttribute::Id(id) => Some(*id),
                             _ => None,
                         });
-                    // -1: it has none.
+                    // -1: it has no number.
                     return Ok(id.filter(|id| *id >= 0));
                 }
                 NetlinkPayload::Error(error) => {
@@ -113,7 +113,7 @@ impl Nearby {
         Ok(None)
     }
 
-    /// Has the kernel ask who has an address; the answer will be among the neighbours.
+    /// Makes the kernel ask for an address; the answer will be among the neighbours.
     pub fn ask(&self, question: &Question) -> Result<(), NodeError> {
         let Question {
             device,
@@ -122,7 +122,7 @@ impl Nearby {
         } = question;
         let entry = self.handle.neighbours().add(*device, *address);
         let entry = match mac {
-            // Asked for by name, so that the answer passes the bridge, which has forgotten where it comes from.
+            // With the MAC, so that the answer passes a bridge that has forgotten the port.
             Some(mac) => entry
                 .link_layer_address(&mac.0)
                 .state(NeighbourState::Probe),
@@ -142,7 +142,7 @@ impl From<NodeError> for io::Error {
     }
 }
 
-/// Bridge and MAC, and the device behind which that is.
+/// The bridge and the MAC of a forwarding entry, and the port behind which the MAC is.
 fn port(entry: &NeighbourMessage) -> Option<((u32, Mac), u32)> {
     let bridge = entry
         .attributes

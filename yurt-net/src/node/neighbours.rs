@@ -1,4 +1,4 @@
-//! Neighbours and the forwarding database, as the kernel tells and takes them.
+//! Reads and writes neighbours and the forwarding database.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -33,7 +33,7 @@ pub(super) async fn neighbours(
     Ok(neighbours)
 }
 
-/// Makes those neighbours of a device that are not there; returns how many.
+/// Adds those of these neighbours that a device lacks; returns how many.
 pub(super) async fn put_back(
     handle: &Handle,
     ifindex: u32,
@@ -51,7 +51,7 @@ pub(super) async fn put_back(
     Ok(count)
 }
 
-/// All entries of a family; the forwarding database is a family, too.
+/// All entries of a family; the forwarding database is one, too.
 pub(super) async fn entries(
     handle: &Handle,
     family: AddressFamily,
@@ -64,8 +64,8 @@ pub(super) async fn entries(
     entries.execute().try_collect().await.map_err(listing)
 }
 
-/// MAC and address of a permanent entry without further attributes. An entry with a port, a network or a device of its
-/// own was made by somebody else for a purpose of theirs, and is left out.
+/// MAC and address of a permanent entry without further attributes. Another program made an entry with a port, a
+/// network or a device of its own for its own purpose, so it is left out.
 pub(super) fn plain(entry: &NeighbourMessage) -> Option<(Mac, IpAddr)> {
     let is_expected = match entry.header.family {
         AddressFamily::Bridge => entry.header.flags == NeighbourFlags::Own,
@@ -107,7 +107,7 @@ pub(super) fn as_ip(address: &NeighbourAddress) -> Option<IpAddr> {
     match address {
         NeighbourAddress::Inet(address) => Some((*address).into()),
         NeighbourAddress::Inet6(address) => Some((*address).into()),
-        // Of the forwarding database: the length says which.
+        // From the forwarding database: the length tells the family.
         NeighbourAddress::Other(bytes) => {
             let v4 = <[u8; 4]>::try_from(bytes.as_slice()).map(Ipv4Addr::from);
             let v6 = <[u8; 16]>::try_from(bytes.as_slice()).map(Ipv6Addr::from);
@@ -117,7 +117,7 @@ pub(super) fn as_ip(address: &NeighbourAddress) -> Option<IpAddr> {
     }
 }
 
-/// Whether the neighbour has answered, or was entered by hand.
+/// A neighbour that has answered, or was entered by hand.
 pub(super) fn neighbour(entry: &NeighbourMessage) -> Option<Neighbour> {
     let is_known = matches!(
         entry.header.state,

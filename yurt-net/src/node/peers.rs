@@ -1,5 +1,5 @@
-//! What the kernel knows of the peers of vxlan devices: neighbours, and the forwarding database. Read, and repaired as
-//! `tunnel::peers` says.
+//! The kernel's entries about the peers of vxlan devices (neighbours and the forwarding database): reads them, and
+//! repairs them as `tunnel::peers` decides.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,7 +19,7 @@ use crate::tunnel::vtep::What;
 /// Entries that cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum EntriesError {
-    /// The socket could not be opened, or an entry not be listed.
+    /// The socket could not be opened, or entries could not be listed.
     #[error(transparent)]
     Node(#[from] NodeError),
     /// A device could not be read.
@@ -28,21 +28,21 @@ pub enum EntriesError {
     /// An entry could not be changed.
     #[error("{operation} of {device}")]
     Entry {
-        /// What was tried.
+        /// The operation.
         operation: String,
-        /// On which device.
+        /// The device.
         device: String,
-        /// Why not.
+        /// The cause.
         #[source]
         source: rtnetlink::Error,
     },
 }
 
-/// The entries of the network namespace of whoever opens it.
+/// The entries of the network namespace in which this was opened.
 pub struct Entries(Handle);
 
 impl Entries {
-    /// Connects. In a runtime, which has to run while this is used.
+    /// Connects. Call it in a runtime, which has to run while this is used.
     pub fn open() -> Result<Self, EntriesError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NodeError::Open)?;
         // It ends with its last handle.
@@ -50,7 +50,7 @@ impl Entries {
         Ok(Self(handle))
     }
 
-    /// Those of the named devices that are there and are vxlan devices, with their permanent entries.
+    /// The devices of these names that exist and are vxlan devices, with their permanent entries.
     pub async fn tunnels(
         &self,
         names: &[String],

@@ -1,5 +1,5 @@
-//! The nameservers of this machine. Whoever has their address answers every lookup of the node, the agent's own for its
-//! apiserver too.
+//! The nameservers of this machine. A Service that has the address of one could answer every lookup of the node, also
+//! the agent's own for its apiserver.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,33 +12,33 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use crate::host::disk::errand::Errand;
 use crate::host::disk::read_text;
 
-/// What this process asks (resolv.conf(5)), and whom the stubs of systemd-resolved and NetworkManager ask, whose files
-/// there are only where the agent sees the host's `/run`.
+/// What this process asks (resolv.conf(5)), and what the stubs of systemd-resolved and NetworkManager ask. The latter
+/// files exist only if the agent sees the host's `/run`.
 const FILES: [&str; 3] = [
     "/etc/resolv.conf",
     "/run/systemd/resolve/resolv.conf",
     "/run/NetworkManager/no-stub-resolv.conf",
 ];
-/// Bytes. The C library reads three nameservers.
+/// The most bytes of a file that are read. The C library reads three nameservers.
 const LARGEST: u64 = 64 << 10;
 
-/// How often they are read again: nobody tells that they have changed.
+/// How often the files are read again: nothing reports that they have changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
-/// Says who they are.
+/// Reads the nameservers.
 type Read = Arc<dyn Fn() -> BTreeSet<IpAddr> + Send + Sync>;
 
-/// Reads them again and again, beside the loop: the disk that they are written on may not answer.
+/// Reads them repeatedly, beside the loop, because the disk may not answer.
 pub(super) struct Nameservers {
     read: Read,
-    /// As they were read last; none before the first [`Self::get`].
+    /// The result of the last reading; none before the first [`Self::get`].
     known: BTreeSet<IpAddr>,
     reading: Errand<BTreeSet<IpAddr>>,
     look_again: Interval,
 }
 
 impl Nameservers {
-    /// Those of this machine. Must be called inside a tokio runtime.
+    /// The nameservers of this machine. Must be called inside a tokio runtime.
     pub(super) fn new() -> Self {
         Self::read_by(Arc::new(nameservers))
     }
@@ -54,7 +54,7 @@ impl Nameservers {
         }
     }
 
-    /// Waits until they are others. Cancel safe.
+    /// Waits until they change. Cancel safe.
     pub(super) async fn changed(&mut self) {
         loop {
             tokio::select! {
@@ -72,7 +72,7 @@ impl Nameservers {
         }
     }
 
-    /// Reads them now; where the disk does not answer, those that were read last.
+    /// Reads them now; if the disk does not answer, returns the result of the last reading.
     pub(super) async fn get(&mut self) -> BTreeSet<IpAddr> {
         let read = Arc::clone(&self.read);
         if let Some(found) = self.reading.run(move || read()).await {
@@ -82,7 +82,7 @@ impl Nameservers {
     }
 }
 
-/// Reads them. A file that cannot be read names nobody: a process that cannot read it asks loopback.
+/// Reads the files. A file that cannot be read has no nameserver: a process that cannot read it asks loopback.
 fn nameservers() -> BTreeSet<IpAddr> {
     let texts = FILES
         .into_iter()
@@ -109,7 +109,7 @@ mod tests {
 
     use super::*;
 
-    /// What the files say at present, and how often they were read.
+    /// The present text of the files, and how often they were read.
     type Files = Arc<Mutex<(&'static str, u32)>>;
 
     fn say(files: &Files, text: &'static str) {
@@ -142,7 +142,7 @@ mod tests {
             if begun.elapsed() > minutes / 2 {
                 say(&files, "nameserver 192.0.2.54\n");
             }
-            // Something else is ready in the loop four times a second, and drops this one.
+            // Another branch of the loop is ready four times a second, and drops this future.
             let turn = Duration::from_millis(250);
             if timeout(turn, nameservers.changed()).await.is_ok() {
                 changed.push(begun.elapsed());

@@ -127,7 +127,7 @@ impl Routes {
         done.map_err(failed("make", address, device))
     }
 
-    /// Removes such a route. It is no error if it has gone already.
+    /// Removes a route of ours. A missing one is no error.
     pub fn delete(&self, address: IpAddr, device: u32) -> Result<(), RouteError> {
         let request = self.handle.route().del(message(address, device));
         match self.runtime.block_on(request.execute()) {
@@ -171,14 +171,14 @@ fn message(address: IpAddr, device: u32) -> RouteMessage {
     }
 }
 
-/// All routes, of whatever table, as the kernel tells them.
+/// The routes of the main table among all routes, in the form for the planner.
 pub(super) fn main_routes(all: [Vec<RouteMessage>; 2]) -> Vec<Route> {
     let is_main = |route: &RouteMessage| route.header.table == RouteHeader::RT_TABLE_MAIN;
     let main: Vec<RouteMessage> = all.into_iter().flatten().filter(is_main).collect();
     known(&main)
 }
 
-/// Those of the main table, as the planner wants them.
+/// Routes of the main table, in the form for the planner.
 pub(super) fn known(routes: &[RouteMessage]) -> Vec<Route> {
     let known = routes.iter().filter_map(|route| {
         let has_gateway = route.attributes.iter().any(|attribute| {

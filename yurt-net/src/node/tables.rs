@@ -1,4 +1,4 @@
-//! The node's own tables, as they were at one moment, and what follows from them. Pure.
+//! The node's own tables at one moment, and what follows from them. Pure.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -7,14 +7,14 @@ use std::net::IpAddr;
 use crate::device::{Link, Mac, Route};
 use crate::pods::guard::Policy;
 
-/// Somebody at a device.
+/// A neighbour at a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Neighbour {
     /// Index of the device.
     pub device: u32,
     /// Address.
     pub address: IpAddr,
-    /// Who has it.
+    /// Its MAC.
     pub mac: Mac,
 }
 
@@ -23,7 +23,7 @@ pub struct Neighbour {
 pub enum Port {
     /// This device.
     Only(u32),
-    /// Several ports have it, such as one in each of two VLANs.
+    /// Several ports have the MAC, such as one in each of two VLANs.
     Several,
 }
 
@@ -41,7 +41,7 @@ pub struct Near {
 }
 
 impl Near {
-    /// The devices that lead to a Pod's namespace, by the number that this namespace has for it.
+    /// The devices that lead to a Pod's namespace, by the number that the node's namespace has for it.
     pub fn devices_to(&self, netns_id: i32) -> Vec<u32> {
         let policy = Policy::default();
         let links = self.links.iter().filter(|link| {
@@ -52,7 +52,7 @@ impl Near {
 }
 
 impl Near {
-    /// Whether what is for this address leaves by the device of a Pod, or by a bridge that Pods are at.
+    /// Whether packets for this address leave by the device of a Pod, or by a bridge with Pods.
     pub fn leads_to_pods(&self, address: IpAddr) -> bool {
         let policy = Policy::default();
         let Some(device) = self.way_to(address) else {
@@ -65,7 +65,7 @@ impl Near {
         pods.any(|link| link.ifindex == device || link.controller == Some(device))
     }
 
-    /// The device that leads straight to this address.
+    /// The device by which this address is reached directly.
     pub fn way_to(&self, address: IpAddr) -> Option<u32> {
         let routes = self.routes.iter();
         let matching = routes.filter(|route| route.prefix.contains(address));
@@ -73,13 +73,13 @@ impl Near {
     }
 }
 
-/// Who has this address?
+/// A question for the owner of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// To be asked at this device.
+    /// The device at which to ask.
     pub device: u32,
     /// The address.
     pub address: IpAddr,
-    /// Who had it when somebody asked last.
+    /// The MAC that answered last.
     pub mac: Option<Mac>,
 }

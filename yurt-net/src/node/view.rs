@@ -1,4 +1,4 @@
-//! The addresses of this machine. NodePorts answer on those that are really on an interface; at the edge they come and
+//! The addresses of this machine. NodePorts answer only on addresses that an interface has; at the edge these come and
 //! go with modems and DHCP.
 
 use std::collections::BTreeSet;
@@ -53,23 +53,23 @@ impl NodeWatch {
     }
 }
 
-/// Where kube-proxy in IPVS mode (kubernetes pkg/proxy/ipvs) and kube-router put every address of every Service: they
-/// are not the node's own. The devices stay behind when these proxies go.
+/// Devices on which kube-proxy in IPVS mode (kubernetes pkg/proxy/ipvs) and kube-router put every address of every
+/// Service: these are not the node's own. The devices remain when such a proxy is removed.
 const PROXY_DEVICES: [&str; 2] = ["kube-ipvs0", "kube-dummy-if"];
 
-/// The indices of those that there are.
+/// The indices of those that exist.
 async fn proxy_devices(handle: &Handle) -> Vec<u32> {
     let mut found = Vec::new();
     for name in PROXY_DEVICES {
         let link = handle.link().get().match_name(name.to_owned());
-        // Nearly no node has one: an error says just that.
+        // Nearly every node has neither, which is the usual error.
         let link = link.execute().try_next().await.ok().flatten();
         found.extend(link.map(|link| link.header.index));
     }
     found
 }
 
-/// The address of ours that a message is about. On a point-to-point link, `Address` is the peer and `Local` is ours.
+/// Our own address in a message. On a point-to-point link, `Address` is the peer's and `Local` is ours.
 pub(super) fn local_address(message: &AddressMessage) -> Option<IpAddr> {
     let mut address = None;
     for attribute in &message.attributes {
@@ -82,7 +82,7 @@ pub(super) fn local_address(message: &AddressMessage) -> Option<IpAddr> {
     address
 }
 
-/// The same, and which interface has which address.
+/// The same, with the interface of each address.
 pub(super) async fn view(handle: &Handle) -> Result<(Vec<(u32, IpAddr)>, NodeView), NodeError> {
     let proxies = proxy_devices(handle).await;
     let mut by_interface: Vec<(u32, IpAddr)> = Vec::new();
@@ -120,7 +120,8 @@ pub(super) async fn view(handle: &Handle) -> Result<(Vec<(u32, IpAddr)>, NodeVie
     Ok((by_interface, view))
 }
 
-/// The source address of the default route with the least metric: its preferred one, else one of its interface.
+/// The source address of the default route with the lowest metric: its preferred source, otherwise an address of its
+/// interface.
 fn default_source(
     routes: &[RouteMessage],
     by_interface: &[(u32, IpAddr)],

@@ -1,4 +1,4 @@
-//! Will the next Pod keep its addresses? What the runtime would do, as far as files tell.
+//! Checks whether the next Pod will keep its addresses: what the runtime would do, as far as files tell.
 
 use std::path::Path;
 
@@ -66,7 +66,7 @@ fn configuration(path: &Path, config: &Value, directories: &Directories) -> Find
 fn plugins(cni: &Cni) -> Finding {
     let directory = cni.bin_dir.display();
     let foreign = cni.foreign_plugins();
-    // A configuration that others have installed counts, too, if its plugins run.
+    // A configuration that others installed counts, too, if its plugins run.
     if let (false, Err(error)) = (foreign.len() == 2, cni.try_plugins()) {
         let remedy =
             "Pods do not start while a configuration names them: install a build that runs here";

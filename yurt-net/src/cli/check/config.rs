@@ -1,11 +1,11 @@
-//! Whether the agent takes a configuration file.
+//! Checks whether the agent accepts a configuration file.
 
 use std::path::Path;
 
 use super::finding::{Finding, Outcome};
 use crate::config::{Unusable, read};
 
-/// All that is to be said of it.
+/// The findings for the file.
 pub(super) fn findings(path: &Path) -> Vec<Finding> {
     let words = ["yurt-net", "run", "--config"].map(Into::into);
     let words = words.into_iter().chain([path.into()]).collect();

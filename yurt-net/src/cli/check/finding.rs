@@ -9,7 +9,7 @@ pub(super) struct Finding {
     pub(super) result: Outcome,
     /// What was seen.
     pub(super) detail: String,
-    /// What to do; "" where there is nothing to do.
+    /// What to do; "" if there is nothing to do.
     pub(super) remedy: String,
 }
 

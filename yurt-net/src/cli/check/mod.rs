@@ -1,4 +1,4 @@
-//! `check`: can this machine run the agent, and are Services really translated?
+//! `check`: whether this machine can run the agent, and whether Services are really translated.
 
 mod cni;
 mod config;
@@ -28,10 +28,10 @@ use crate::observe::status::Status;
 use crate::output::print;
 use crate::text;
 
-/// Links that outlive the agent.
+/// The oldest kernel with links that outlive the agent.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
 
-/// Runs every check; true when none failed.
+/// Runs every check; true if none failed.
 pub async fn check(args: &CheckArgs) -> Result<bool, std::io::Error> {
     let findings = match &args.config {
         Some(path) => config::findings(path),
@@ -77,7 +77,8 @@ async fn findings(args: &CheckArgs) -> Vec<Finding> {
         .as_ref()
         .ok()
         .and_then(|status| serde_json::from_value(status.clone()).ok());
-    // What the running agent serves counts, not what this process would find, if both see the same files.
+    // The cgroup that the running agent serves counts, and not the one that this process would find, if both see the
+    // same files.
     let is_here = |status: &Status| Kind::Cgroup2.is_at(&status.cgroup).unwrap_or_default();
     let cgroup = match &running {
         Some(status) if place.cgroup.is_none() && is_here(status) => Ok(Cgroup {
@@ -102,8 +103,7 @@ async fn findings(args: &CheckArgs) -> Vec<Finding> {
         let cgroup = cgroup.as_ref().map_or(Path::new(""), |cgroup| &cgroup.path);
         findings.extend(strays(&place.bpffs, cgroup));
     }
-    // An agent that is ready serves. Otherwise what an earlier agent left serves, and before the first table nothing
-    // does.
+    // An agent that is ready serves. Otherwise what an earlier agent left serves; before the first table nothing does.
     let is_ready = running.as_ref().is_some_and(|status| status.ready);
     let is_served = is_ready || place.bpffs.join("yurt-net/links").is_dir();
     if is_root {
@@ -250,7 +250,7 @@ fn programs() -> Vec<Finding> {
     ]
 }
 
-/// Programs without which Services still work.
+/// The finding for programs that Services do not need.
 fn optional(
     what: &'static str,
     loaded: &Result<Vec<ProgramSize>, DataplaneError>,
@@ -317,7 +317,7 @@ fn agent(status: &Result<serde_json::Value, ControlError>) -> Finding {
             let detail = format!("ready, but degraded (pid {pid}): {why}");
             Finding::new("agent", Outcome::Warning, detail, remedy)
         }
-        // It has no table yet: it is new.
+        // It has no table yet, because it is new.
         (false, true) => {
             let detail = format!("not ready (pid {pid}): {}", why_not_ready(&status));
             Finding::new("agent", Outcome::Warning, detail, remedy)
@@ -329,7 +329,7 @@ fn agent(status: &Result<serde_json::Value, ControlError>) -> Finding {
     }
 }
 
-/// Programs that still decide although no agent runs, and that no pin leads to. A running agent takes them off itself.
+/// Programs that still decide although no agent runs, and that no pin holds. A running agent takes them off itself.
 fn strays(bpffs: &Path, cgroup: &Path) -> Option<Finding> {
     let Strays { found, failures } = Strays::out_of_sight(bpffs, cgroup);
     let detail = match (found.as_slice(), failures.first()) {

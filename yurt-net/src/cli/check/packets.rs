@@ -1,4 +1,4 @@
-//! Whether the node lets packets through that the packet path serves.
+//! Checks whether the node lets the packets pass that the packet path serves.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::observe::status::PacketPath;
 
 const CHECK: &str = "packets";
 
-/// What the running agent serves, and what of the node is in its way.
+/// What the running agent serves, and what on the node is in its way.
 pub(super) fn findings(path: &PacketPath) -> Vec<Finding> {
     let mut before = Vec::new();
     for device in &path.devices {
@@ -22,7 +22,7 @@ pub(super) fn findings(path: &PacketPath) -> Vec<Finding> {
     })
 }
 
-/// `setting` reads a setting of the kernel below `net`; `None`: it does not exist, or cannot be read.
+/// `setting` reads a kernel setting below `net`; `None`: it does not exist, or cannot be read.
 fn judge(
     path: &PacketPath,
     before: &[String],
@@ -194,7 +194,7 @@ mod tests {
             assert_eq!(*result, outcome);
             assert!(detail.contains(words), "{detail}");
         }
-        // One way alone, or a loose filter, is fine.
+        // A single way, or a loose filter, is fine.
         let range = ("ipv4/ip_local_port_range", "32768 60999");
         let strict = ("ipv4/conf/all/rp_filter", "1");
         let loose = ("ipv4/conf/eth1/rp_filter", "2");

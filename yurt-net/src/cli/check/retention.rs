@@ -1,6 +1,6 @@
-//! Do the Pods really have the addresses that the ledger says they have?
+//! Checks whether the Pods really have the addresses that the ledger says they have.
 //!
-//! A ledger is right about the containers that it was told about, and a runtime may have told it only half. So it is
+//! A ledger is right about the containers that it was told about, but a runtime may have told it only half. So it is
 //! compared with the addresses that are really in the network namespaces of this machine, and with the devices that the
 //! agent guards.
 
@@ -15,10 +15,10 @@ use crate::ledger::watch::Reading;
 use crate::ledger::{Key, Ledger, State};
 use crate::observe::status::Status;
 
-/// At most so many Pods are named.
+/// How many Pods are named at most.
 const NAMED: usize = 5;
 
-/// Reads the ledger and looks into the namespaces; `agent` is what the agent says of itself, where it runs.
+/// Reads the ledger and looks into the namespaces; `agent` is the running agent's status.
 pub(super) fn findings(place: &Place, agent: Option<&Status>) -> Vec<Finding> {
     let reading = match Reading::take(&place.ledger()) {
         Ok(reading) => reading,
@@ -70,7 +70,7 @@ fn ledger(reading: &Reading) -> Finding {
     Finding::ok("ledger", detail)
 }
 
-/// The first few, in words.
+/// The first few, as text.
 fn named<'a>(keys: impl Iterator<Item = &'a Key>) -> String {
     let all: Vec<String> = keys.map(Key::to_string).collect();
     let more = match all.len().saturating_sub(NAMED) {
@@ -168,7 +168,7 @@ fn guard(ledger: &Ledger, agent: &Status) -> Finding {
     )
 }
 
-/// No finding, if every Pod has what it had.
+/// The finding for Pods that have lost an address; none if every Pod has what it had.
 fn translated(agent: &Status) -> Option<Finding> {
     let pods = agent.retention.pods.iter();
     let moved: Vec<_> = pods
@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(outcomes(&[&["127.0.0.1", "10.1.0.2"], &["10.1.0.9"]]), ok);
         let duplicate = [("addresses", Outcome::Failed)];
         assert_eq!(outcomes(&[&["10.1.0.2"], &["10.1.0.2"]]), duplicate);
-        // Kept for one that is away, used by another.
+        // The address is kept for an absent Pod, and another one uses it.
         assert_eq!(outcomes(&[&["10.1.0.2"], &["10.1.0.3"]]), duplicate);
         assert_eq!(outcomes(&[]), [("leaks", Outcome::Warning)]);
     }
