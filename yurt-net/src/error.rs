@@ -1,4 +1,4 @@
-//! Errors as words.
+//! Errors as text.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 
 use crate::text::message;
 
-/// An operation on a file, a directory or another thing with a path that the operating system has refused.
+/// An operation on a path that the operating system has refused.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} {}", path.display())]
 pub struct PathError {
     /// The operation, as a verb.
     pub operation: &'static str,
-    /// On what.
+    /// The path.
     pub path: PathBuf,
-    /// Why not.
+    /// The cause.
     pub source: io::Error,
 }
 
@@ -30,7 +30,7 @@ impl PathError {
     }
 }
 
-/// An error in its own words; in ours where those are for programmers.
+/// The error's own text, or a text of ours if the error's is written for programmers.
 pub fn words(error: &dyn std::error::Error) -> String {
     let text = error.to_string();
     // rustls goes on with a link to its manual.
@@ -40,7 +40,7 @@ pub fn words(error: &dyn std::error::Error) -> String {
     }
 }
 
-/// An error and its causes on one line. None of them is longer than a message is: what a server says may be.
+/// An error and its causes on one line. Each is cut to the length of a message, because a server may say anything.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = message(&words(error)).to_string();
     let mut cause = error.source();
@@ -52,7 +52,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Each of many texts once, with how often it is there, in the order of the first ones.
+/// Each of many texts once, with the number of times that it occurs, in the order of first occurrence.
 pub fn distinct(texts: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut counts: Vec<(String, usize)> = Vec::new();
     for text in texts {

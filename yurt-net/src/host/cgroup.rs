@@ -1,7 +1,7 @@
-//! Where the cgroup2 hierarchy is on a machine, and how much of it an agent serves there.
+//! Finds the cgroup2 hierarchy of a machine, and tells how much of it an agent there serves.
 //!
 //! A machine may have one hierarchy at `/sys/fs/cgroup`, or both versions, with the second at `/sys/fs/cgroup/unified`.
-//! A container may see a part of it only. Sources: `cgroups(7)`, `cgroup_namespaces(7)`, `proc_pid_mountinfo(5)`.
+//! A container may see only a part of it. Sources: `cgroups(7)`, `cgroup_namespaces(7)`, `proc_pid_mountinfo(5)`.
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::filesystem::Kind;
 
-/// A machine that is not set up for the agent, or a flag that is wrong on it.
+/// A machine that is not set up for the agent, or a flag that is wrong there.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// `/proc` cannot be read.
@@ -28,7 +28,7 @@ pub enum CgroupError {
         "no cgroup2 file system is mounted: mount one (mount -t cgroup2 none DIR) and pass --cgroup DIR"
     )]
     NoCgroup,
-    /// The flag names a directory that cannot be looked at.
+    /// The flag names a directory that cannot be opened.
     #[error("--cgroup {} cannot be looked at ({hint})", path.display())]
     Unreadable {
         /// As told.
@@ -39,7 +39,7 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
-    /// The flag names something else: a hierarchy of version 1, or the directory that all of them are mounted in.
+    /// The flag names something else: a hierarchy of version 1, or the directory in which all of them are mounted.
     #[error("--cgroup {} is not of the cgroup2 hierarchy: {hint}", path.display())]
     NotCgroup2 {
         /// As told.
@@ -47,7 +47,7 @@ pub enum CgroupError {
         /// What to do.
         hint: String,
     },
-    /// Attached there, the programs would serve nobody but the agent.
+    /// Programs that are attached there would serve only the agent.
     #[error(
         "{} shows only this process's own part of the cgroup hierarchy (a private cgroup namespace), and the programs \
          would serve nobody else: mount the host's /sys/fs/cgroup into the container; or pass --cgroup {} if its \
@@ -64,19 +64,20 @@ pub enum CgroupError {
 pub struct Cgroup {
     /// The directory.
     pub path: PathBuf,
-    /// It is the root of the whole hierarchy, and so every process of the machine is served.
+    /// Whether it is the root of the whole hierarchy, so that every process of the machine is served.
     pub is_root: bool,
 }
 
 impl Cgroup {
     fn at(path: PathBuf) -> Self {
-        // Every cgroup has it but the root, in whatever namespace one looks.
+        // Every cgroup except the root has this file, in whatever namespace one looks.
         let is_root = !path.join("cgroup.events").exists();
         Self { path, is_root }
     }
 }
 
-/// The cgroup to attach to: as told, else what is mounted of the hierarchy, its root where that can be seen.
+/// The cgroup to attach to: the one that the flag names; otherwise what is mounted of the hierarchy, its root if that
+/// is visible.
 pub fn cgroup(told: Option<&Path>) -> Result<Cgroup, CgroupError> {
     let proc = |path| fs::read(path).map_err(|source| CgroupError::Proc { path, source });
     let mounts = proc("/proc/self/mountinfo").map(|text| cgroup_mounts(&text))?;
@@ -112,15 +113,15 @@ fn choose(
     own: Option<&Path>,
     is_root: impl Fn(&Path) -> bool,
 ) -> Result<Cgroup, CgroupError> {
-    // The first one of those that show the same.
+    // The first one of several that show the same.
     let best = visible
         .iter()
         .min_by_key(|mount| (!is_root(&mount.point), mount.depth()))
         .ok_or(CgroupError::NoCgroup)?;
     let is_root = is_root(&best.point);
     let path = best.point.clone();
-    // A node may itself live in a cgroup namespace (kind's do), and all its Pods are below what it sees as the root.
-    // Where nobody is to be seen but this process, it is a container without the host's mount.
+    // A node may itself be in a cgroup namespace (kind's nodes are), and all its Pods are below what it sees as the
+    // root. If no process but this one is visible, it is a container without the host's mount.
     if !is_root && own == Some(&best.root) {
         return Err(CgroupError::PrivateCgroup { mount_point: path });
     }
@@ -130,14 +131,14 @@ fn choose(
 /// A mount of the cgroup2 hierarchy, as `/proc/self/mountinfo` has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
-    /// The cgroup that is seen there, as seen from this process's cgroup namespace: `/../..` is above it.
+    /// The cgroup at this mount, as seen from this process's cgroup namespace: `/../..` is above it.
     pub root: PathBuf,
-    /// Where it is seen.
+    /// The mount point.
     pub point: PathBuf,
 }
 
 impl Mount {
-    /// How far below the namespace's root it begins; the less, the more of the hierarchy is seen.
+    /// How far below the namespace's root it begins: the less, the more of the hierarchy it shows.
     fn depth(&self) -> isize {
         let parts = self.root.iter().skip(1);
         parts.map(|part| if part == ".." { -1 } else { 1 }).sum()
@@ -146,8 +147,8 @@ impl Mount {
 
 /// The cgroup2 mounts of a `/proc/self/mountinfo`: `36 35 0:30 ROOT MOUNT-POINT OPTIONS [TAGS] - TYPE SOURCE OPTIONS`.
 ///
-/// Of several at one place only the last one is seen there. Paths are any bytes: somebody else's mount must not keep
-/// the agent from its own.
+/// Of several mounts at one place only the last one is visible. Paths may have any bytes: a mount of another program
+/// must not keep the agent from its own.
 pub fn cgroup_mounts(mountinfo: &[u8]) -> Vec<Mount> {
     let mut found: Vec<Mount> = Vec::new();
     for line in mountinfo.split(|byte| *byte == b'\n') {
@@ -166,14 +167,14 @@ pub fn cgroup_mounts(mountinfo: &[u8]) -> Vec<Mount> {
     found
 }
 
-/// This process's place in the hierarchy, from `/proc/self/cgroup`: `0::PATH`.
+/// The path of this process in the hierarchy, from `/proc/self/cgroup`: `0::PATH`.
 fn own_cgroup(text: &[u8]) -> Option<PathBuf> {
     let mut lines = text.split(|byte| *byte == b'\n');
     let path = lines.find_map(|line| line.strip_prefix(b"0::"))?;
     Some(PathBuf::from(OsString::from_vec(path.to_vec())))
 }
 
-/// The kernel writes blanks and backslashes in paths as `\040`.
+/// Undoes the kernel's escapes: it writes blanks and backslashes in paths as `\040`.
 fn unescape(text: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;

@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::PathError;
 
-/// Seconds since 1970, by the clock of the machine: 0 if that is before.
+/// Seconds since 1970, by the wall clock of the machine; 0 if that is before 1970.
 #[expect(
     clippy::disallowed_methods,
     reason = "what is on disk can only be compared with the clock of the machine"
@@ -20,7 +20,7 @@ pub fn unix_seconds() -> u64 {
     since.unwrap_or_default().as_secs()
 }
 
-/// Seconds of `CLOCK_MONOTONIC`, as programs in the kernel have them (`bpf_ktime_get_ns`).
+/// Seconds of `CLOCK_MONOTONIC`, the clock that programs in the kernel read (`bpf_ktime_get_ns`).
 pub fn monotonic_seconds() -> u64 {
     u64::try_from(read(libc::CLOCK_MONOTONIC).tv_sec).unwrap_or(0)
 }
@@ -35,12 +35,12 @@ fn read(clock: libc::clockid_t) -> libc::timespec {
     time
 }
 
-/// What the machine's clocks say.
+/// The machine's clocks at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clock {
-    /// Which boot this is (`/proc/sys/kernel/random/boot_id`).
+    /// The ID of this boot (`/proc/sys/kernel/random/boot_id`).
     pub boot: String,
-    /// Milliseconds since then, suspended or not (`CLOCK_BOOTTIME`).
+    /// Milliseconds since the boot, including suspends (`CLOCK_BOOTTIME`).
     pub up: u64,
     /// Unix seconds.
     pub wall: u64,

@@ -14,9 +14,9 @@ const BOUNDS: u32 = 15;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Durations {
-    /// How many were at most 1 ms, then 2 ms and longer than that, and so on; the last is of those over 16384 ms.
+    /// How many were at most 1 ms, then longer and at most 2 ms, and so on; the last count is of those over 16384 ms.
     pub counts: [u64; BOUNDS as usize + 1],
-    /// All of them together, in microseconds.
+    /// Their sum, in microseconds.
     pub sum_us: u64,
     /// The latest one, in microseconds.
     pub last_us: u64,
@@ -31,12 +31,12 @@ impl Durations {
         self.counts[bucket.count()] += 1;
     }
 
-    /// How many there were.
+    /// How many were counted.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// Each bound in seconds, and how many were at most as long; all others are longer than the last.
+    /// Each bound in seconds, and how many were at most that long; all others are longer than the last bound.
     pub fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
         let mut sum = 0;
         (0..BOUNDS).zip(self.counts).map(move |(power, count)| {

@@ -1,4 +1,4 @@
-//! Which kind of file system something is on, and whether it takes writes. The kernel has a number for each kind.
+//! The kind of file system that a file is on, and whether it takes writes. The kernel has a number for each kind.
 //!
 //! The field has another width and sign in each C library; its values are those of `include/uapi/linux/magic.h`.
 #![expect(
@@ -34,7 +34,7 @@ impl Kind {
         }
     }
 
-    /// Whether `path`, its links followed, is on one.
+    /// Whether `path` is on such a file system, after following links.
     pub fn is_at(self, path: &Path) -> io::Result<bool> {
         let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
         // SAFETY: plain data that statfs fills.
@@ -46,7 +46,7 @@ impl Kind {
         Ok(self.is(&stat))
     }
 
-    /// Whether an open file is on one.
+    /// Whether an open file is on such a file system.
     pub fn holds(self, file: &File) -> io::Result<bool> {
         // SAFETY: plain data that fstatfs fills.
         let mut stat: libc::statfs = unsafe { mem::zeroed() };
@@ -62,8 +62,8 @@ impl Kind {
     }
 }
 
-/// Fails where nothing can be written to a directory, as far as that can be told without writing: it is absent,
-/// something else, read-only or full.
+/// Fails if a directory cannot be written to, as far as that can be told without writing: it is absent, something else,
+/// read-only or full.
 pub fn takes_writes(directory: &Path) -> io::Result<()> {
     let path = CString::new(directory.as_os_str().as_bytes()).map_err(io::Error::other)?;
     let call = |result| match result {
@@ -79,7 +79,7 @@ pub fn takes_writes(directory: &Path) -> io::Result<()> {
     let mut stat: libc::statvfs = unsafe { mem::zeroed() };
     // SAFETY: a NUL-terminated path and a valid buffer.
     call(unsafe { libc::statvfs(path.as_ptr(), &raw mut stat) })?;
-    // File systems that make inodes as they need them count none.
+    // File systems that make inodes on demand report none.
     if stat.f_bfree == 0 || (stat.f_files > 0 && stat.f_ffree == 0) {
         return Err(io::ErrorKind::StorageFull.into());
     }

@@ -1,40 +1,40 @@
-//! How often somebody else's doing is undone: never so often that it is a fight. Pure.
+//! Limits how often the agent undoes another program's changes, so that it never fights. Pure.
 
-/// Repairs that are made without a pause.
+/// How many repairs are made without a pause.
 pub const REPAIRS: usize = 3;
-/// The milliseconds in which so many repairs are made; and how long nobody must have touched the thing before it is
-/// repaired again.
+/// The milliseconds in which at most this many repairs are made; also how long nobody must have touched the thing
+/// before it is repaired again.
 pub const MINUTE: u64 = 60_000;
 
-/// At most [`REPAIRS`] in any [`MINUTE`]; one more that is asked for stops them until a minute is quiet.
+/// Allows at most [`REPAIRS`] in any [`MINUTE`]. One more request stops repairs until a minute has been quiet.
 #[derive(Clone, Debug, Default)]
 pub struct Limit {
-    /// When the last ones were, oldest first.
+    /// The times of the last repairs, oldest first.
     recent: Vec<u64>,
-    /// Since when it is quiet, once it has stopped them.
+    /// The last change by another program, once repairs are stopped.
     quiet_since: Option<u64>,
 }
 
 impl Limit {
-    /// Somebody else has changed the thing.
+    /// Another program has changed the thing.
     pub fn stir(&mut self, now: u64) {
         if let Some(since) = &mut self.quiet_since {
             *since = now;
         }
     }
 
-    /// Whether it stops repairs.
+    /// Whether repairs are stopped.
     pub fn has_stopped(&self) -> bool {
         self.quiet_since.is_some()
     }
 
-    /// Whether nothing of it matters any more.
+    /// Whether everything that is remembered has expired.
     pub fn is_idle(&self, now: u64) -> bool {
         let mut recent = self.recent.iter();
         !self.has_stopped() && recent.all(|&at| now.saturating_sub(at) >= MINUTE)
     }
 
-    /// When it is over, if nobody touches the thing.
+    /// When the stop ends, if nobody touches the thing.
     pub fn until(&self) -> Option<u64> {
         self.quiet_since.map(|since| since.saturating_add(MINUTE))
     }

@@ -1,8 +1,8 @@
-//! The network namespaces of this machine: which there are, and how to do something inside one.
+//! The network namespaces of this machine: lists them, and runs something inside one.
 //!
-//! A namespace is found where a process is in it (`/proc/<pid>/ns/net`) or a name is bound to it (`/run/netns`, as
-//! container runtimes and iproute2 do); each counts once, by its inode. One that only a file descriptor or a thread
-//! keeps is not found. To see those of Pods the agent must see their processes (`hostPID: true`). Sources:
+//! A namespace is found if a process is in it (`/proc/<pid>/ns/net`) or a name is bound to it (`/run/netns`, as
+//! container runtimes and iproute2 do); each counts once, by its inode. A namespace that only a file descriptor or a
+//! thread keeps is not found. To see those of Pods, the agent must see their processes (`hostPID: true`). Sources:
 //! `namespaces(7)`, `setns(2)`.
 #![expect(
     unsafe_code,
@@ -22,7 +22,7 @@ use crate::host::filesystem::Kind;
 /// `SO_NETNS_COOKIE` of `include/uapi/asm-generic/socket.h`, since Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
-/// A network namespace. It lives at least as long as this value, which holds it open.
+/// A network namespace, held open: it lives at least as long as this value.
 #[derive(Debug)]
 pub struct Netns {
     inode: u64,
@@ -30,14 +30,14 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// The one that the calling thread is in.
+    /// The namespace of the calling thread.
     pub fn current() -> io::Result<Self> {
         Self::open(Path::new("/proc/thread-self/ns/net"))
     }
 
-    /// The one that a file stands for: `/proc/<pid>/ns/net`, or a name in `/run/netns`.
+    /// The namespace that a file stands for: `/proc/<pid>/ns/net`, or a name in `/run/netns`.
     ///
-    /// Fails with `InvalidInput` when the file is no namespace, as what is left of a name after its namespace went.
+    /// Fails with `InvalidInput` if the file is no namespace, such as a name whose namespace has gone.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         if !Kind::Namespaces.holds(&file)? {
@@ -50,17 +50,17 @@ impl Netns {
         Ok(Self { inode, file })
     }
 
-    /// Identity: no two namespaces that exist at the same time have the same one. `lsns -t net` prints it.
+    /// Its identity: no two namespaces have the same one at the same time. `lsns -t net` prints it.
     pub fn inode(&self) -> u64 {
         self.inode
     }
 
-    /// The descriptor that holds it open, as the kernel's messages name it.
+    /// Its open descriptor, by which the kernel's messages name it.
     pub fn descriptor(&self) -> u32 {
         self.file.as_raw_fd().cast_unsigned()
     }
 
-    /// Moves the calling thread in. Needs `CAP_SYS_ADMIN`.
+    /// Moves the calling thread into it. Needs `CAP_SYS_ADMIN`.
     fn enter(&self) -> io::Result<()> {
         // SAFETY: a call without pointers.
         match unsafe { libc::setns(self.file.as_raw_fd(), libc::CLONE_NEWNET) } {
@@ -70,9 +70,9 @@ impl Netns {
     }
 }
 
-/// All of them, that of the calling thread first. What goes away while we look is left out.
+/// All namespaces, that of the calling thread first. Those that go away meanwhile are left out.
 ///
-/// Fails when `/proc` cannot be read. Costs one `stat` for each process.
+/// Fails if `/proc` cannot be read. Costs one `stat` for each process.
 pub fn all() -> io::Result<Vec<Netns>> {
     let mut found = vec![Netns::current()?];
     let mut seen = BTreeSet::from([found[0].inode]);
@@ -81,10 +81,10 @@ pub fn all() -> io::Result<Vec<Netns>> {
     let of_processes = processes
         .filter(|entry| entry.file_name().to_str().is_some_and(is_process))
         .map(|entry| entry.path().join("ns/net"));
-    // The directory is absent on a machine that has bound no name.
+    // The directory is absent if no name was ever bound.
     let names = fs::read_dir("/run/netns").into_iter().flatten().flatten();
     for path in of_processes.chain(names.map(|entry| entry.path())) {
-        // A look at the inode first: to open each process's would cost more, and most are in the same few.
+        // The inode is read first: opening the namespace of each process would cost more, and most are in the same few.
         let is_known = fs::metadata(&path).is_ok_and(|metadata| seen.contains(&metadata.st_ino()));
         if is_known {
             continue;
@@ -98,7 +98,7 @@ pub fn all() -> io::Result<Vec<Netns>> {
     Ok(found)
 }
 
-/// The addresses in each namespace but that of the calling thread, as far as they can be looked at.
+/// The addresses in each namespace except that of the calling thread, as far as they can be read.
 pub fn addresses_of_others() -> io::Result<Vec<Vec<IpAddr>>> {
     let namespaces = all()?;
     let visits = inside(&namespaces, |_| addresses())?;
@@ -106,10 +106,10 @@ pub fn addresses_of_others() -> io::Result<Vec<Vec<IpAddr>>> {
     Ok(others.filter_map(|visit| visit.flatten().ok()).collect())
 }
 
-/// Visits each namespace in turn, and returns the results in the same order; an error stands for one that could not be
-/// entered. A thread of its own does it: the caller stays in its namespace, and waits.
+/// Visits each namespace in turn, and returns the results in the same order; a namespace that could not be entered
+/// gives an error. This happens on a thread of its own: the caller stays in its namespace, and waits.
 ///
-/// Sockets belong to the namespace that they were opened in, and stay there.
+/// Sockets belong to the namespace in which they were opened, and stay there.
 pub fn inside<T: Send>(
     namespaces: &[Netns],
     mut visit: impl FnMut(&Netns) -> T + Send,
@@ -127,8 +127,8 @@ pub fn inside<T: Send>(
     })
 }
 
-/// The cookie of the namespace that the calling thread is in, as `bpf_get_netns_cookie` gives it to programs: never
-/// used twice while the machine is up. `None` on kernels that do not tell (before 5.14).
+/// The cookie of the calling thread's namespace, which programs get from `bpf_get_netns_cookie`: never reused while the
+/// machine is up. `None` on kernels that do not tell it (before 5.14).
 pub fn cookie() -> io::Result<Option<u64>> {
     // The socket is not bound: in a namespace whose loopback is down there is no address to bind to.
     // SAFETY: a call without pointers.
@@ -145,7 +145,7 @@ pub fn cookie() -> io::Result<Option<u64>> {
     }
 }
 
-/// A cookie that the kernel gives a socket: its own (`SO_COOKIE`), or that of its namespace (`SO_NETNS_COOKIE`).
+/// A cookie from a socket: its own (`SO_COOKIE`), or that of its namespace (`SO_NETNS_COOKIE`).
 pub fn socket_cookie(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<u64> {
     let mut cookie = 0u64;
     let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
@@ -165,7 +165,7 @@ pub fn socket_cookie(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<
     }
 }
 
-/// The addresses of the namespace that the calling thread is in, by interface.
+/// The addresses of the calling thread's namespace, by interface.
 pub fn addresses() -> io::Result<Vec<IpAddr>> {
     let mut first: *mut libc::ifaddrs = std::ptr::null_mut();
     // SAFETY: `first` is valid for a write.

@@ -1,4 +1,4 @@
-//! The process that the agent is, as the kernel counts it. Sources: `proc(5)`, `/proc/self/stat` and `/proc/stat`.
+//! The agent's own process, as the kernel counts it. Sources: `proc(5)`, `/proc/self/stat` and `/proc/stat`.
 #![expect(
     unsafe_code,
     reason = "sysconf(3), umask(2), a signal and the allocator, which the standard library lacks"
@@ -8,7 +8,7 @@ use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
-/// Settles what a process inherits and must not depend on. Every verb and plugin does this first.
+/// Sets what a process inherits and must not depend on. Every verb and plugin does this first.
 ///
 /// - The umask: some runtimes and scripts leave 0, under which everybody could write the state directory.
 /// - `SIGXFSZ`: a write beyond `RLIMIT_FSIZE` (systemd's `LimitFSIZE=`) fails with `EFBIG`, as one to a full disk
@@ -21,7 +21,7 @@ pub fn begin() {
     }
 }
 
-/// What a process has used.
+/// The resources that a process has used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Process {
@@ -34,7 +34,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Reads that of this process; `None` where `/proc` cannot be read.
+    /// Reads them for this process; `None` if `/proc` cannot be read.
     pub fn current() -> Option<Self> {
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
         let booted_at = boot_time(&fs::read_to_string("/proc/stat").ok()?)?;
@@ -55,8 +55,8 @@ impl Process {
     }
 }
 
-/// Sets the score by which the kernel ends this process where memory is short, from -1000 (never) to 1000. Those that
-/// it starts have the same. A lower score than it was started with takes `CAP_SYS_RESOURCE`.
+/// Sets the score by which the kernel kills processes when memory is short, from -1000 (never) to 1000. Processes that
+/// this one starts inherit it. A lower score than the inherited one needs `CAP_SYS_RESOURCE`.
 pub fn set_oom_score(score: i16) -> io::Result<()> {
     fs::write("/proc/self/oom_score_adj", score.to_string())
 }
@@ -70,7 +70,7 @@ pub fn give_back_memory() {
     }
 }
 
-/// The fields of `/proc/<pid>/stat` that are of use here.
+/// The fields of `/proc/<pid>/stat` that are used here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
     /// Processor time, in clock ticks.
@@ -81,10 +81,10 @@ pub struct Counts {
     pub pages: u64,
 }
 
-/// Reads a `/proc/<pid>/stat`. The name of a process, the second field, may hold blanks and brackets.
+/// Reads a `/proc/<pid>/stat`. The second field, the name of the process, may contain blanks and brackets.
 pub fn counts(stat: &str) -> Option<Counts> {
     let (_, fields) = stat.rsplit_once(") ")?;
-    // The first one behind the name is the third of all.
+    // The first field after the name is the third one of all.
     let number = |field: usize| fields.split(' ').nth(field - 3)?.parse::<u64>().ok();
     Some(Counts {
         cpu: number(14)?.saturating_add(number(15)?),
@@ -93,7 +93,7 @@ pub fn counts(stat: &str) -> Option<Counts> {
     })
 }
 
-/// When the machine was started, in seconds since 1970: from `/proc/stat`.
+/// The boot time of the machine, in seconds since 1970, from `/proc/stat`.
 pub fn boot_time(stat: &str) -> Option<u64> {
     let mut lines = stat.lines();
     lines

@@ -1,8 +1,8 @@
-//! How many lines of the log one place of the program may write: a log is on flash, and a device that flaps, a Pod that
+//! Limits how many lines one place of the program may log: a log is on flash, and a device that flaps, a Pod that
 //! restarts or a disk that fails would fill it.
 //!
-//! This is the last bound, for every line that there is. Where somebody outside can cause lines, whoever writes them
-//! shares them out first (`agent/lines.rs`), so that one tenant does not take the lines of another.
+//! This is the last limit, for every line. Where somebody outside can cause lines, the code that logs them distributes
+//! them first (`agent/lines.rs`), so that one tenant does not take the lines of another.
 
 #![expect(
     clippy::disallowed_types,
@@ -21,13 +21,13 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::text::LogStyle;
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// Lines of one place in a minute: more than all that are shared out.
+/// Lines of one place in a minute: more than any distribution allows.
 const MOST: u64 = 100;
-/// What the programs in the kernel say is asked for, for as long as somebody wants to read it.
+/// The messages of the programs in the kernel are not limited: they are logged only while somebody asks for them.
 const UNLIMITED: &str = "ebpf";
 
-/// A log in which no place of the program writes more than so many lines in a minute. What is left out is counted: that
-/// is told at once when it begins, and with the next line of the same place.
+/// A log in which no place of the program writes more than this many lines in a minute. Lines that are left out are
+/// counted. That is logged at once when it begins, and with the next line of the same place.
 pub struct LimitedLog<W> {
     log: Mutex<Limited<W>>,
     style: LogStyle,
@@ -38,7 +38,7 @@ struct Limited<W> {
     places: HashMap<Identifier, Place>,
 }
 
-/// One place of the program that writes lines.
+/// One place of the program that logs lines.
 #[derive(Debug, Default)]
 struct Place {
     began: Option<Instant>,
@@ -47,7 +47,7 @@ struct Place {
 }
 
 impl Place {
-    /// Whether this line is written, and how many were not, where that is to be told.
+    /// Whether this line is written, and how many were left out, if that has to be logged.
     fn admit(&mut self, now: Instant) -> (bool, Option<u64>) {
         let is_over = |began: Instant| now.saturating_duration_since(began) >= MINUTE;
         let is_new = self.began.is_none_or(is_over);
@@ -64,7 +64,7 @@ impl Place {
 }
 
 impl<W: Write> LimitedLog<W> {
-    /// Writes to this, in this style.
+    /// Writes to this destination, in this style.
     pub fn new(to: W, style: LogStyle) -> Self {
         let places = HashMap::new();
         Self {
@@ -90,7 +90,7 @@ impl<W: Write> LimitedLog<W> {
     }
 }
 
-/// Where one line goes.
+/// The destination of one line.
 pub struct Line<'a, W>(Option<MutexGuard<'a, Limited<W>>>);
 
 impl<W: Write> Write for Line<'_, W> {
@@ -115,14 +115,14 @@ impl<'a, W: Write + 'a> MakeWriter<'a> for LimitedLog<W> {
 
     fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Self::Writer {
         let mut log = self.lock();
-        // Finer levels are asked for, too.
+        // Finer levels are logged only on request.
         if *metadata.level() > Level::INFO || metadata.target() == UNLIMITED {
             return Line(Some(log));
         }
         let place = log.places.entry(metadata.callsite()).or_default();
         let (is_admitted, left_out) = place.admit(Instant::now());
         if let Some(left_out) = left_out {
-            // It is lost where the log is.
+            // It is lost if the log is.
             let _ = log.to.write_all(self.note(left_out, metadata).as_bytes());
         }
         Line(is_admitted.then_some(log))
@@ -151,7 +151,7 @@ mod tests {
         }
     }
 
-    /// What is written of all that is logged meanwhile.
+    /// The output for everything that is logged meanwhile.
     fn logged(style: LogStyle, log: impl FnOnce()) -> Vec<String> {
         let buffer = Buffer::default();
         let layer = tracing_subscriber::fmt::layer()

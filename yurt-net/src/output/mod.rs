@@ -1,4 +1,4 @@
-//! Standard output and standard error: what the verbs print, and the log, whatever has become of whoever reads it.
+//! Standard output and standard error: the output of verbs, and the log, whatever has happened to its reader.
 
 mod limited;
 
@@ -14,7 +14,8 @@ use std::time::Duration;
 pub use self::limited::LimitedLog;
 use crate::text::{self, LogStyle};
 
-/// Writes a text whole. A reader that has gone away, as `head -1` does, has what it wanted; any other failure is one.
+/// Writes a text completely. A reader that has gone away, as `head -1` does, has what it wanted; any other failure is
+/// an error.
 ///
 /// `println!` panics in both cases.
 pub fn print(text: impl Display) -> io::Result<()> {
@@ -29,34 +30,34 @@ pub fn print(text: impl Display) -> io::Result<()> {
     }
 }
 
-/// The last word of a program, without what others may have put into it to hide or forge lines. Nobody can be told
-/// where it cannot be written.
+/// The last message of a program, without characters by which others could hide or forge lines in it. If it cannot be
+/// written, nobody can be told.
 pub fn complain(said: impl Display) {
     let line = format!("{}\n", text::lines(&said.to_string()));
     let _none = LossyLog::new(standard_error(), LogStyle::Text).write_all(line.as_bytes());
 }
 
-/// How often a slow reader is waited for, and how long.
+/// How often, and how long each time, a slow reader is waited for.
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Standard error, so that a write fails where it would wait. The log of a container goes into a pipe that somebody
-/// holds open while the runtime that reads it is stopped or hangs, and that of a shell to a terminal behind a link that
-/// is down: an agent that waits for it would stop with it.
+/// Standard error, made so that a write fails where it would block. The log of a container goes into a pipe that stays
+/// open while the runtime that reads it is stopped or hangs, and that of a shell to a terminal behind a link that may
+/// be down: an agent that waited for either would stop with it.
 pub fn standard_error() -> Box<dyn Write + Send> {
     let path = "/proc/self/fd/2";
     let Ok(metadata) = fs::metadata(path) else {
         return Box::new(io::stderr());
     };
     let kind = metadata.file_type();
-    // Of a file, a write never fails for want of room at the moment.
+    // A write to a file never fails just because there is no room at the moment.
     if (kind.is_fifo() || kind.is_char_device())
         && let Ok(own) = open_again(path)
     {
         return Box::new(own);
     }
     if kind.is_socket() {
-        // A journal's. It cannot be opened anew; the least that there is.
+        // A socket of the journal, which cannot be opened again: this is the least that can be done.
         let socket = io::stderr().as_fd().try_clone_to_owned();
         if let Ok(socket) = socket.map(UnixStream::from)
             && socket
@@ -69,8 +70,8 @@ pub fn standard_error() -> Box<dyn Write + Send> {
     Box::new(io::stderr())
 }
 
-/// What is open there, without waiting in writes. The flag of the one that is open is whoever's it is shared with, too.
-/// A terminal does not become the agent's own, whose Ctrl-C would end it.
+/// Opens the same thing again, without blocking writes. Setting the flag on the present descriptor would change it for
+/// every process that shares it. A terminal does not become the agent's own, whose Ctrl-C would end it.
 fn open_again(path: &str) -> io::Result<File> {
     File::options()
         .write(true)
@@ -78,18 +79,18 @@ fn open_again(path: &str) -> io::Result<File> {
         .open(path)
 }
 
-/// Lines on their way to a writer that may have no room. A line that finds none within a moment is dropped; how many
-/// were is said as soon as there is room again.
+/// Lines on their way to a destination that may be full. A line that finds no room within a moment is dropped; the
+/// number of dropped lines is written as soon as there is room again.
 pub struct LossyLog<W> {
     to: W,
     style: LogStyle,
-    /// The end of a line whose beginning was written.
+    /// The rest of a line whose beginning was written.
     rest: Vec<u8>,
     lost: u64,
 }
 
 impl<W: Write> LossyLog<W> {
-    /// See the type.
+    /// A log that writes to this destination, in this style.
     pub fn new(to: W, style: LogStyle) -> Self {
         Self {
             to,
@@ -99,9 +100,9 @@ impl<W: Write> LossyLog<W> {
         }
     }
 
-    /// Writes what is left of the line before.
+    /// Writes the rest of the line before.
     fn write_rest(&mut self) -> io::Result<()> {
-        // Whoever did not read a moment ago is not waited for again.
+        // A reader that did not read a moment ago is not waited for again.
         let mut tries = if self.lost == 0 { TRIES } else { 0 };
         while !self.rest.is_empty() {
             match self.to.write(&self.rest) {
@@ -122,7 +123,7 @@ impl<W: Write> LossyLog<W> {
         self.write_rest()?;
         self.rest.extend_from_slice(line);
         let result = self.write_rest();
-        // Of a line that was begun the end follows; one that was not is lost.
+        // The rest of a line that was begun follows later; a line that was not begun is lost.
         if self.rest.len() == line.len() {
             self.rest.clear();
             return result;
@@ -144,7 +145,7 @@ impl<W: Write> LossyLog<W> {
 }
 
 impl<W: Write> Write for LossyLog<W> {
-    /// Takes a line, and fails where it is lost.
+    /// Takes a line; fails if it is lost.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let said = match self.lost {
             0 => Ok(()),
@@ -178,7 +179,7 @@ mod tests {
 
     use super::*;
 
-    /// A pipe whose writer does not wait, as [`standard_error`] opens one.
+    /// A pipe whose writer does not block, as [`standard_error`] opens it.
     fn pipe() -> (io::PipeReader, File) {
         let (reader, writer) = io::pipe().unwrap();
         let own = open_again(&format!("/proc/self/fd/{}", writer.as_raw_fd()));
@@ -190,7 +191,7 @@ mod tests {
         for style in [LogStyle::Text, LogStyle::Json] {
             let (mut reader, writer) = pipe();
             let mut log = LossyLog::new(writer, style);
-            // Longer than what a pipe takes at once, so that some are written in parts.
+            // Longer than a pipe takes at once, so that some lines are written in parts.
             let line = |n: usize| format!("{n} {}\n", "x".repeat(9_999));
             let kept = (0..1000).filter(|&n| log.write_all(line(n).as_bytes()).is_ok());
             let kept = kept.count();
@@ -242,7 +243,7 @@ mod tests {
         let reading = thread::spawn(move || {
             let mut all = Vec::new();
             let mut piece = [0; 4096];
-            // Nobody has it open at the end, which a terminal's reader is told as an error.
+            // The other end is closed, which the reader of a terminal gets as an error.
             while let Ok(read @ 1..) = terminal.read(&mut piece) {
                 all.extend_from_slice(&piece[..read]);
             }
@@ -259,7 +260,7 @@ mod tests {
     fn a_log_whose_reader_is_only_slow_loses_nothing() {
         let (mut reader, writer) = pipe();
         let mut log = LossyLog::new(writer, LogStyle::Text);
-        // Full, and read while a line waits.
+        // The pipe is full, and is read while a line waits.
         let line = [&[b'x'; 1023][..], b"\n"].concat();
         for _ in 0..64 {
             log.write_all(&line).unwrap();
@@ -268,7 +269,7 @@ mod tests {
             let mut all = Vec::new();
             reader.read_to_end(&mut all).map(|_| all.len())
         });
-        // A machine that lets the reader wait for longer than a moment may cost a line.
+        // On a machine that delays the reader for longer than a moment, a line may be lost.
         while log.write_all(&line).is_err() {}
         drop(log);
         assert!(reading.join().unwrap().unwrap() >= 65 << 10);

@@ -1,24 +1,24 @@
-//! Which of two states of what the sources say is the newer one, whatever the clock says. Pure.
+//! Decides which of two states of the sources' word is newer, whatever the clock says. Pure.
 //!
 //! The kernel's maps and the checkpoint each carry an edition. After a reboot the clock of a node may say 1970, and any
-//! moment after that, so times are not compared: editions are counted, and the count goes on where the newest known one
-//! left it. Decision 22 has what else was looked at.
+//! time later, so times are not compared. Instead editions are counted, and the count goes on from the newest known
+//! one. Decision 22 has the alternatives.
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
 
-/// A state of what the sources say, among those that one node was told.
+/// The edition of one state of the sources' word, among those that one node has heard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(C)]
 pub struct Edition {
-    /// Which count it belongs to; 0: none, it is not known.
+    /// The series that it belongs to; 0: unknown.
     series: u64,
-    /// How many came before it.
+    /// How many editions of the series came before it.
     number: u64,
 }
 
 impl Edition {
-    /// The first of a series, whose number nobody else has.
+    /// The first edition of a new series, whose number no other series has.
     pub fn first(series: u64) -> Self {
         Self {
             series: series.max(1),
@@ -40,12 +40,12 @@ impl Edition {
         self.series != 0
     }
 
-    /// Whether this is certainly not older than the other: both say so.
+    /// Whether this edition is certainly not older than the other one: both are known, and of one series.
     pub fn may_replace(self, other: Self) -> bool {
         self.is_known() && self.series == other.series && self.number >= other.number
     }
 
-    /// Where to go on, by what the maps in use and the checkpoint say; `series` is for a node that has neither.
+    /// The edition to go on from, by the maps in use and the checkpoint; `series` is for a node that has neither.
     pub fn resume(maps: Option<Self>, checkpoint: Option<Self>, series: u64) -> Self {
         let known = |edition: &Self| edition.is_known();
         match (maps.filter(known), checkpoint.filter(known)) {
@@ -57,18 +57,18 @@ impl Edition {
     }
 }
 
-/// The source that said a state, by a sum of its name: what is compared and not shown.
+/// The source of a state, as a hash of its name: it is only compared, never shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct SaidBy(u64);
 
 impl SaidBy {
-    /// The source is not known.
+    /// An unknown source.
     pub const UNKNOWN: Self = Self(0);
 
     /// The source of this name.
     pub fn of(name: &str) -> Self {
-        // FNV-1a, which every version of the agent sums alike; never 0.
+        // FNV-1a, because every version of the agent must compute the same hash; never 0.
         let add = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
         Self(name.bytes().fold(0xcbf2_9ce4_8422_2325, add) | 1)
     }

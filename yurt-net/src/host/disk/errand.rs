@@ -1,8 +1,8 @@
 //! Work on a disk that may not answer: a network file system whose server is away, a dying flash.
 //!
-//! A thread that waits for such a disk cannot be ended. So each question has a thread of its own, whose answer is
-//! waited for with a limit. While a question is outstanding it is not asked again, so a disk that never answers costs a
-//! few threads, and the loop one such wait.
+//! A thread that waits for such a disk cannot be ended. So each question has a thread of its own, and its answer is
+//! waited for with a limit. While a question is open it is not asked again, so a disk that never answers costs a few
+//! threads, and the loop one such wait.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use tokio::time::timeout;
 /// How long an answer is waited for: ten times as long as a disk under load takes.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What is said of a disk that has not answered by then.
+/// What messages say of a disk that has not answered by then.
 pub const SILENCE: &str = "it does not answer";
 
-/// One kind of work on a disk, one at a time.
+/// One kind of work on a disk, with one job at a time.
 #[derive(Debug)]
 pub struct Errand<T> {
     running: Option<Running<T>>,
@@ -24,9 +24,9 @@ pub struct Errand<T> {
 #[derive(Debug)]
 struct Running<T> {
     work: JoinHandle<T>,
-    /// When it was begun. By the clock on the wall: no thread waits for one that a test has stopped.
+    /// When the job began, by the wall clock: no thread waits for one that a test has stopped.
     since: Instant,
-    /// [`Errand::news`] has said that it takes longer.
+    /// Whether [`Errand::news`] has said that the job takes longer.
     is_told: bool,
 }
 
@@ -37,8 +37,8 @@ impl<T> Default for Errand<T> {
 }
 
 impl<T: Send + 'static> Errand<T> {
-    /// Starts the work and waits a moment for it. `None`: it takes longer, or the work before it does; [`Self::late`]
-    /// tells when that is over. After this future was dropped, ask again.
+    /// Starts the job and waits a moment for it. `None`: it takes longer, or an earlier job still runs; [`Self::late`]
+    /// tells when that has ended. If this future is dropped, ask again.
     pub async fn run(&mut self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         if self.is_outstanding() {
             return None;
@@ -48,7 +48,7 @@ impl<T: Send + 'static> Errand<T> {
         self.answer(PATIENCE).await
     }
 
-    /// Starts the work, unless some is being done.
+    /// Starts the job, unless one is running.
     pub fn begin(&mut self, work: impl FnOnce() -> T + Send + 'static) {
         self.running.get_or_insert_with(|| Running {
             work: spawn_blocking(work),
@@ -57,7 +57,7 @@ impl<T: Send + 'static> Errand<T> {
         });
     }
 
-    /// Waits for the work, for so long since it was begun. `None`: it takes longer. Cancel safe.
+    /// Waits for the job, until the limit since its beginning has passed. `None`: it takes longer. Cancel safe.
     pub async fn answer(&mut self, patience: Duration) -> Option<T> {
         loop {
             let Running { work, since, .. } = self.running.as_mut()?;
@@ -66,7 +66,7 @@ impl<T: Send + 'static> Errand<T> {
             match answer {
                 Ok(answer) => {
                     self.running = None;
-                    // A panic is in the log, and is no answer.
+                    // A panic is logged, and is no answer.
                     return answer.ok();
                 }
                 Err(_elapsed) if since.elapsed() >= patience => return None,
@@ -75,8 +75,8 @@ impl<T: Send + 'static> Errand<T> {
         }
     }
 
-    /// As [`Self::answer`]; but that it takes longer is told once, and from then on it is waited for, be it for ever.
-    /// `None` without anything being done: it went with its thread. Cancel safe.
+    /// Like [`Self::answer`], but says only once that the job takes longer, and then waits for it without a limit.
+    /// `None` without a running job: the job was lost with its thread. Cancel safe.
     pub async fn news(&mut self, patience: Duration) -> Option<T> {
         if self.running.as_ref().is_some_and(|running| running.is_told) {
             return self.late().await;
@@ -88,18 +88,18 @@ impl<T: Send + 'static> Errand<T> {
         answer
     }
 
-    /// Nothing is being done, and no answer waits to be taken.
+    /// No job is running, and no answer waits to be taken.
     pub fn is_idle(&self) -> bool {
         self.running.is_none()
     }
 
-    /// It was asked, and has not answered.
+    /// A job was started and has not ended.
     pub fn is_outstanding(&self) -> bool {
         let running = self.running.as_ref();
         running.is_some_and(|running| !running.work.is_finished())
     }
 
-    /// Lets the work end, where a test's clock stands still or what it reads is about to change.
+    /// Lets the job end, for tests in which the clock stands still or what the job reads is about to change.
     #[cfg(test)]
     pub(crate) fn settle(&self) {
         while self.is_outstanding() {
@@ -107,7 +107,7 @@ impl<T: Send + 'static> Errand<T> {
         }
     }
 
-    /// Waits for what has taken too long, be it for ever. Cancel safe.
+    /// Waits without a limit for a job that took too long. Cancel safe.
     pub async fn late(&mut self) -> Option<T> {
         let result = match &mut self.running {
             Some(running) => (&mut running.work).await,
@@ -118,7 +118,7 @@ impl<T: Send + 'static> Errand<T> {
     }
 }
 
-/// Does one piece of work. `None`: it takes longer than is waited for, and may be done yet.
+/// Does one job. `None`: it takes longer than the limit, and may still be done.
 pub async fn once<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     Errand::default().run(work).await
 }

@@ -8,23 +8,23 @@ use std::rc::Rc;
 
 use crate::host::disk::Disk;
 
-/// What ext4 with blocks of 4 KiB was seen to write for an fsync, besides the blocks of the file (13 to 21 KB).
+/// What ext4 with blocks of 4 KiB wrote for an fsync besides the blocks of the file, as measured (13 to 21 KB).
 const SYNC_BYTES: u64 = 20 * 1024;
 const BLOCK: usize = 4096;
 
-/// How the next trouble comes.
+/// What the next trouble is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
     /// The operation fails.
     Fails,
-    /// And all after it: the power is off.
+    /// The operation and all later ones fail: the power is off.
     Crashes,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Inode {
     bytes: Vec<u8>,
-    /// So many of them are on the medium.
+    /// How many of them are on the medium.
     synced: usize,
 }
 
@@ -32,7 +32,7 @@ struct Inode {
 struct State {
     files: Vec<Inode>,
     names: BTreeMap<String, usize>,
-    /// The names before each change since the last sync: the first are those on the medium.
+    /// The names before each change since the last sync; the first ones are on the medium.
     history: Vec<BTreeMap<String, usize>>,
     operations: usize,
     trouble: Option<(usize, Trouble)>,
@@ -52,7 +52,7 @@ pub(crate) struct MemoryFile {
 }
 
 impl Memory {
-    /// The n-th operation from now on goes wrong.
+    /// Makes the n-th operation from now on go wrong.
     pub(crate) fn expect(&self, operation: usize, trouble: Trouble) {
         let mut state = self.0.borrow_mut();
         state.trouble = Some((state.operations + operation, trouble));
@@ -74,7 +74,7 @@ impl Memory {
         self.0.borrow_mut().room = bytes;
     }
 
-    /// What the medium took, by the measure of ext4.
+    /// What was written to the medium, by the measure of ext4.
     pub(crate) fn device_bytes(&self) -> u64 {
         self.0.borrow().device_bytes
     }
@@ -101,8 +101,8 @@ impl Memory {
         state.history.clear();
     }
 
-    /// What is there when the power is back: of the names some change, of each file what was synced, some of what was
-    /// not, and perhaps blanks for the rest.
+    /// What is there when the power is back: some of the changes of names; of each file what was synced, a part of what
+    /// was not, and perhaps zeros for the rest.
     pub(crate) fn after_power_cut(&self, mut luck: usize) -> Self {
         let mut draw = |sides: usize| {
             luck = luck.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -130,7 +130,7 @@ impl Memory {
         })))
     }
 
-    /// What the next process finds when this one was killed: everything that was done.
+    /// What the next process finds after this one was killed: everything that was done.
     pub(crate) fn after_kill(&self) -> Self {
         let state = self.0.borrow();
         Self(Rc::new(RefCell::new(State {

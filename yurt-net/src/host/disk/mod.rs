@@ -1,4 +1,4 @@
-//! A directory of files that must survive: the few things that are done to it, so that tests can fail any one of them.
+//! A directory of files that must survive: the few operations on it, each of which tests can make fail.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -9,19 +9,20 @@ pub mod errand;
 #[cfg(test)]
 pub(crate) mod memory;
 
-/// Reads a file that may hold so many bytes. One that a crash or a strange tool has made long is an error that tells
-/// its size, and never taken into memory.
+/// Reads a file of at most this many bytes. A longer one, such as a crash or another tool leaves, is an error that
+/// tells its size, and is never read into memory.
 pub fn read_whole(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     whole(&File::open(path)?, most)
 }
 
-/// The same of text in UTF-8.
+/// The same for text in UTF-8.
 pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
     let text = String::from_utf8(read_whole(path, most)?);
     text.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-/// The same error for those who have a file read by others. What cannot be looked at is theirs to tell.
+/// The same error, for callers whose library reads the file. A file that cannot be examined is for the library to
+/// report.
 pub fn check_size(path: &Path, most: u64) -> io::Result<()> {
     match fs::metadata(path) {
         Ok(found) if found.len() > most => Err(too_large(found.len(), most)),
@@ -39,7 +40,7 @@ fn whole(file: &File, most: u64) -> io::Result<Vec<u8>> {
     if size > most {
         return Err(too_large(size, most));
     }
-    // What grows, and what has no size, is bounded as well.
+    // A file that grows, or has no size, is bounded as well.
     let mut bytes = Vec::new();
     file.take(most + 1).read_to_end(&mut bytes)?;
     match bytes.len() as u64 > most {
@@ -53,21 +54,21 @@ pub trait Disk {
     /// A file that is open for writing.
     type File: Write;
 
-    /// Where a file is, for messages.
+    /// The path of a file, for messages.
     fn path(&self, name: &str) -> PathBuf;
     /// Opens a file for reading.
     fn read(&self, name: &str) -> io::Result<impl Read>;
-    /// Makes a new file, in place of one of that name; and the directory, if there is none.
+    /// Makes a new file, in place of one with that name; also makes the directory if there is none.
     fn create(&mut self, name: &str) -> io::Result<Self::File>;
-    /// Opens a file to write at its end; `None` unless that is where it is thought to be.
+    /// Opens a file to write at its end; `None` if the end is not at the expected place.
     fn append(&mut self, name: &str, end: u64) -> io::Result<Option<Self::File>>;
-    /// Returns when what was written is on the medium.
+    /// Returns once everything that was written is on the medium.
     fn sync_file(&mut self, file: &Self::File) -> io::Result<()>;
-    /// Gives a file another name, in place of one that has it.
+    /// Renames a file, in place of one with the new name.
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()>;
     /// Removes a file.
     fn remove(&mut self, name: &str) -> io::Result<()>;
-    /// Returns when the names are on the medium.
+    /// Returns once the names are on the medium.
     fn sync(&mut self) -> io::Result<()>;
 }
 
@@ -87,7 +88,7 @@ impl Directory {
     }
 
     fn open(&self, name: &str) -> io::Result<File> {
-        // A pipe must not make the agent wait.
+        // Opening a pipe must not make the agent wait.
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
         let file = OpenOptions::new()
             .read(true)
@@ -102,7 +103,7 @@ impl Directory {
         Ok(file)
     }
 
-    /// Makes the directory; its name must be on the medium too, or all that is in it is for nothing.
+    /// Makes the directory. Its own name must be on the medium, too, or its contents would be lost with it.
     fn make(&self) -> io::Result<()> {
         if self.0.is_dir() {
             return Ok(());
@@ -152,7 +153,7 @@ impl Disk for Directory {
     }
 
     fn sync_file(&mut self, file: &File) -> io::Result<()> {
-        // The length is data; the times are not.
+        // Also syncs the length, but not the times.
         file.sync_data()
     }
 
