@@ -6,10 +6,11 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::model::Protocol;
+use crate::model::{NamespacedName, Protocol};
 use crate::table::{FrontendKind, ServiceEntry, ServiceKey};
 
 /// An address, port and protocol: one Service has it.
@@ -37,6 +38,13 @@ impl Places {
         match self {
             Self::All => true,
             Self::These(places) => places.contains(&place),
+        }
+    }
+
+    /// Adds those at which a load balancer asks for endpoints, by the addresses of this node.
+    pub(super) fn add_health_check(&mut self, own: impl Iterator<Item = IpAddr>, port: u16) {
+        if let Self::These(places) = self {
+            places.extend(own.map(|address| (address, port, Protocol::Tcp)));
         }
     }
 
@@ -69,14 +77,33 @@ pub(super) struct Loss {
     pub(super) address: IpAddr,
     pub(super) port: u16,
     protocol: Protocol,
-    /// The service port that keeps the frontend; one allocation for all losers.
-    winner: Arc<ServiceKey>,
+    /// Who keeps the frontend; one allocation for all losers.
+    winner: Arc<Winner>,
     why: Why,
+}
+
+/// Who keeps a frontend.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Winner {
+    /// A service port.
+    Port(ServiceKey),
+    /// The Service whose load balancer asks there for endpoints.
+    HealthCheck(NamespacedName),
+}
+
+impl fmt::Display for Winner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port(key) => key.fmt(f),
+            Self::HealthCheck(service) => service.fmt(f),
+        }
+    }
 }
 
 /// The rule that decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Why {
+    HealthCheck,
     ClusterIp,
     External,
     System,
@@ -92,6 +119,7 @@ impl Loss {
     /// In words.
     pub(super) fn told(&self) -> String {
         let why = match self.why {
+            Why::HealthCheck => "it is its healthCheckNodePort, at an address of this node",
             Why::ClusterIp => "a ClusterIP comes first",
             Why::External => "a load balancer's address or a NodePort comes before an external IP",
             Why::System => "default/kubernetes and kube-system come first",
@@ -118,11 +146,14 @@ fn authority(kind: FrontendKind) -> u8 {
 /// The frontends at `places` that more than one of all service ports claims, with the index of the loser's Service, in
 /// the order of these.
 ///
-/// Rules in order: (1) authority; (2) default/kubernetes and kube-system before tenants; (3) the older Service, so that
-/// a new one takes nothing that is in force; a Service of unknown age counts as the youngest; (4) the first by name.
+/// Rules in order: (1) a `healthCheckNodePort` at an address of this node, which is `reserved`, before an address that
+/// somebody has written: the apiserver has allocated it, as it allocates NodePorts and ClusterIPs; (2) authority; (3)
+/// default/kubernetes and kube-system before tenants; (4) the older Service, so that a new one takes nothing that is in
+/// force; a Service of unknown age counts as the youngest; (5) the first by name.
 pub(super) fn losses<'a>(
     all: impl Iterator<Item = Claimant<'a>>,
     places: &Places,
+    reserved: impl Fn(Place) -> Option<&'a NamespacedName>,
 ) -> Vec<(usize, Loss)> {
     let (mut claims, mut claimants) = (Vec::new(), Vec::new());
     for claimant in all {
@@ -140,13 +171,40 @@ pub(super) fn losses<'a>(
     claims.sort_unstable();
     let mut lost = Vec::new();
     for group in claims.chunk_by(|a, b| a.0 == b.0) {
-        if group.iter().all(|claim| claim.1 == group[0].1) {
+        let place = group[0].0;
+        let (address, port, protocol) = place;
+        let mut lose = |loser: usize, winner: &Arc<Winner>, why| {
+            let Claimant { service, index, .. } = claimants[loser];
+            let winner = winner.clone();
+            lost.push((
+                service,
+                Loss {
+                    index,
+                    address,
+                    port,
+                    protocol,
+                    winner,
+                    why,
+                },
+            ));
+        };
+        let owner = reserved(place);
+        if group.iter().all(|claim| claim.1 == group[0].1) && owner.is_none() {
             continue;
         }
+        let owner = owner.map(|owner| Arc::new(Winner::HealthCheck(owner.clone())));
         // Each claimant once, by the best of its kinds.
         let one_each = group.chunk_by(|a, b| a.1 == b.1);
         let ranks = one_each.filter_map(|claims| {
             let index = claims[0].1;
+            let is_allocated =
+                |kind| matches!(kind, FrontendKind::NodePort | FrontendKind::ClusterIp);
+            if let Some(owner) = &owner
+                && !claims.iter().any(|claim| is_allocated(claim.2))
+            {
+                lose(index, owner, Why::HealthCheck);
+                return None;
+            }
             let authority = claims.iter().map(|claim| authority(claim.2)).min()?;
             let Claimant {
                 entry, created_at, ..
@@ -159,10 +217,9 @@ pub(super) fn losses<'a>(
         let Some(winner) = ranks.iter().min() else {
             continue;
         };
-        let key = Arc::new(claimants[winner.3].entry.key.clone());
-        let (address, port, protocol) = group[0].0;
+        let key = claimants[winner.3].entry.key.clone();
+        let key = Arc::new(Winner::Port(key));
         for loser in ranks.iter().filter(|rank| *rank != winner) {
-            let Claimant { service, index, .. } = claimants[loser.3];
             let why = match () {
                 () if winner.0 < loser.0 && winner.0 == 0 => Why::ClusterIp,
                 () if winner.0 < loser.0 => Why::External,
@@ -170,18 +227,7 @@ pub(super) fn losses<'a>(
                 () if winner.2 < loser.2 => Why::Age,
                 () => Why::Name,
             };
-            let winner = key.clone();
-            lost.push((
-                service,
-                Loss {
-                    index,
-                    address,
-                    port,
-                    protocol,
-                    winner,
-                    why,
-                },
-            ));
+            lose(loser.3, &key, why);
         }
     }
     lost.sort_unstable();

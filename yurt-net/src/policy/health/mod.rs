@@ -4,8 +4,9 @@
 //! for each port. Rules in order: (1) a load balancer with `externalTrafficPolicy: Local` and a `healthCheckNodePort`,
 //! if this node serves it; (2) its ready endpoints on this node count, each address once, whatever their ports; (3) no
 //! port by which the node is reached (`protected`); (4) no TCP NodePort, because connections to it never reach the
-//! listener; (5) of several Services the first by precedence, age and name; (6) at most `MAX_HEALTH_CHECKS`: first
-//! those of Services that come before tenants, then the first one of each namespace, the second one of each, and so on.
+//! listener; a load balancer does not have the port at an address of this node (`conflicts`); (5) of several Services
+//! the first by precedence, age and name; (6) at most `MAX_HEALTH_CHECKS`: first those of Services that come before
+//! tenants, then the first one of each namespace, the second one of each, and so on.
 //! Reference: kubernetes/kubernetes pkg/proxy/healthcheck/service_health.go and pkg/proxy/endpointschangetracker.go.
 //! Differs: there, no port is protected, and the first to bind has it.
 #![forbid(unsafe_code)]

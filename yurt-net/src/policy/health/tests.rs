@@ -3,7 +3,7 @@
 use super::*;
 use crate::model::{Service, ServiceType};
 use crate::policy::Place;
-use crate::policy::fixtures::{World, port};
+use crate::policy::fixtures::{World, frontends, ip, port};
 
 /// A load balancer's Service with this health check port, whose policy is Local.
 fn balanced(service: &mut Service, port: u16) {
@@ -149,6 +149,60 @@ fn of_two_services_with_one_port_the_older_one_has_it_and_a_nodeport_comes_befor
     });
     assert!(checks(&mut world).is_empty());
     assert_eq!(world.rejections().len(), 2);
+}
+
+/// k3s' ServiceLB and kube-vip write the nodes' addresses into the status, and the ports are the tenant's choice.
+#[test]
+fn a_load_balancer_at_an_address_of_this_node_takes_no_health_check_port() {
+    let mut world = world();
+    world.view.local_addresses = Some(["192.0.2.11", "10.1.0.1"].map(ip).into());
+    let addresses = ["192.0.2.11", "10.1.0.1", "203.0.113.7"].map(ip);
+    world.service("thief", |service| {
+        service.service_type = ServiceType::LoadBalancer;
+        service.cluster_ips = [ip("10.96.0.11")].into();
+        service.load_balancer_ips = addresses.into();
+        service.ports = [port("http", 30999, 0)].into();
+    });
+    let thief = |world: &mut World| {
+        let table = world.compile();
+        let mut entries = table.services.iter();
+        frontends(entries.find(|entry| &*entry.key.name == "thief").unwrap())
+    };
+    let rest = [
+        "ClusterIP 10.96.0.11:30999",
+        "LoadBalancer 203.0.113.7:30999",
+    ];
+    assert_eq!(thief(&mut world), rest);
+    assert_eq!(checks(&mut world), ["30999 web 1"]);
+    let told = |address| {
+        format!(
+            "Service thief: {address}:30999/TCP belongs to default/web: it is its healthCheckNodePort, at an address of \
+             this node"
+        )
+    };
+    assert_eq!(world.rejections(), ["10.1.0.1", "192.0.2.11"].map(told));
+    // It follows the port.
+    world.service("web", |service| service.health_check_node_port = 30998);
+    assert_eq!(thief(&mut world).len(), 4);
+    assert!(world.rejections().is_empty());
+    world.service("web", |service| service.health_check_node_port = 30999);
+    assert_eq!(thief(&mut world), rest);
+    // As an external IP it is not even asked for.
+    world.service("thief", |service| {
+        service.service_type = ServiceType::ClusterIp;
+        service.load_balancer_ips = [].into();
+        service.external_ips = addresses.into();
+    });
+    let rest = ["ClusterIP 10.96.0.11:30999", "ExternalIP 203.0.113.7:30999"];
+    assert_eq!(thief(&mut world), rest);
+    // The listener is one of TCP.
+    world.service("thief", |service| {
+        service.service_type = ServiceType::LoadBalancer;
+        service.load_balancer_ips = addresses.into();
+        service.external_ips = [].into();
+        service.ports[0].protocol = Protocol::Udp;
+    });
+    assert_eq!(thief(&mut world).len(), 4);
 }
 
 #[test]

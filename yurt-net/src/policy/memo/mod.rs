@@ -17,12 +17,13 @@ use std::sync::Arc;
 
 use self::remembered::{Few, Remembered, Unsettled};
 use self::steps::{Gone, Step, step_all, step_named};
-use super::conflicts::{self, Claimant};
+use super::conflicts::{self, Claimant, Place};
 use super::environment::Environment;
 use super::established::Suspects;
 use super::{edge, established, health, prefixes};
 use crate::model::{
-    Endpoint, EndpointSlice, NamespacedName, PoolService, Rejection, Service, Snapshot, Touched,
+    Endpoint, EndpointSlice, NamespacedName, PoolService, Protocol, Rejection, Service, Snapshot,
+    Touched,
 };
 use crate::table::ServiceTable;
 
@@ -226,6 +227,22 @@ impl Memo {
 
     /// Removes from each service port the frontends that another one keeps, where that is not settled.
     fn settle_conflicts(&mut self, Unsettled { places, .. }: &Unsettled) {
+        let asked = self
+            .services
+            .values()
+            .filter_map(|of| of.health_check.as_ref());
+        let mut health_ports = BTreeMap::new();
+        for check in asked {
+            health_ports.entry(check.port).or_insert(&check.service);
+        }
+        let environment = self.environment.as_ref();
+        let reserved = |(address, port, protocol): Place| {
+            let owner = health_ports
+                .get(&port)
+                .filter(|_| protocol == Protocol::Tcp)?;
+            let is_own = environment?.protected.is_own(address);
+            is_own.then_some(*owner)
+        };
         let services = self.services.values().enumerate();
         let claimants = services.flat_map(|(service, remembered)| {
             let created_at = remembered.created_at;
@@ -239,7 +256,7 @@ impl Memo {
         });
         let lost = match places.are_none() {
             true => Vec::new(),
-            false => conflicts::losses(claimants, places),
+            false => conflicts::losses(claimants, places, reserved),
         };
         let mut lost = lost.into_iter().peekable();
         for (service, remembered) in self.services.values_mut().enumerate() {

@@ -107,8 +107,13 @@ impl Remembered {
             Arc::ptr_eq(old, new) || old.key == new.key && old.frontends == new.frontends
         };
         let is_as_old = created_at == self.created_at;
-        unsettled.are_health_checks |=
-            health_port != self.health_port() || !is_as_old && health_port.is_some();
+        if health_port != self.health_port() || !is_as_old && health_port.is_some() {
+            unsettled.are_health_checks = true;
+            for port in health_port.into_iter().chain(self.health_port()) {
+                let own = environment.protected.own();
+                unsettled.places.add_health_check(own, port);
+            }
+        }
         if !is_as_old
             || entries.len() != self.entries.len()
             || !entries.iter().zip(&self.entries).all(is_same)

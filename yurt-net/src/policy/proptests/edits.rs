@@ -102,7 +102,7 @@ pub(super) fn edit() -> impl Strategy<Value = Edit> {
             select(&LISTENS[..]),
             prop::bool::weighted(0.1),
             0u64..3,
-            0u16..4,
+            select(&[0u16, 1, 2, 80][..]),
         ),
     );
     let service = service.prop_map(|(addresses, traffic, openyurt)| ServiceShape {
@@ -187,7 +187,8 @@ pub(super) fn apply(world: &mut World, edit: &Edit) {
                 true => ServiceType::LoadBalancer,
                 false => ServiceType::NodePort,
             };
-            service.load_balancer_ips = [ip(&format!("203.0.113.{}", shape.address))].into();
+            let balanced = ip(&format!("203.0.113.{}", shape.address));
+            service.load_balancer_ips = [balanced, ip("192.0.2.11")].into();
             service.internal_policy = shape.internal;
             service.external_policy = shape.external_policy;
             service.listen = shape.listen.map(Arc::from);

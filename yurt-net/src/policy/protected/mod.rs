@@ -202,6 +202,20 @@ impl Protected {
         all.filter_map(|address| Some((address, self.whose(address)?)))
     }
 
+    /// The addresses of this node.
+    pub(super) fn own(&self) -> impl Iterator<Item = IpAddr> {
+        let own = self
+            .nodes
+            .iter()
+            .filter(|(_, whose)| *whose == Whose::ThisNode);
+        own.map(|(address, _)| *address)
+    }
+
+    /// Whether an address is this node's.
+    pub(super) fn is_own(&self, address: IpAddr) -> bool {
+        self.node(address) == Some(&Whose::ThisNode)
+    }
+
     fn node(&self, address: IpAddr) -> Option<&Whose> {
         let found = self
             .nodes
@@ -246,8 +260,7 @@ impl Protected {
     /// Why this agent must not listen on a TCP port of all addresses of this node for a Service. The address of an
     /// apiserver does not matter: one on this node may not be up yet, and the listener would take its port.
     pub(super) fn refuses_listener(&self, port: u16) -> Option<String> {
-        let is_here =
-            |address: IpAddr| address.is_loopback() || self.node(address) == Some(&Whose::ThisNode);
+        let is_here = |address: IpAddr| address.is_loopback() || self.is_own(address);
         let mut given = self.config.given.iter();
         if given.any(|place| place.port.map_or(is_here(place.address), |own| own == port)) {
             return Some(Whose::Protected.to_string());
