@@ -1,6 +1,7 @@
 //! The facts that the agent knows. Pure: a setter returns whether a value is new.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,6 +111,7 @@ impl Known {
     /// Takes this machine's network: addresses, default routes, nameservers.
     pub(super) fn set_addresses(&mut self, addresses: NodeView) -> bool {
         let view = NodeView {
+            pods: Arc::clone(&self.view.pods),
             truth: self.view.truth.clone(),
             failing: Arc::clone(&self.view.failing),
             ..addresses
@@ -119,14 +121,22 @@ impl Known {
         is_new
     }
 
-    /// Decides where the Pods of this node are: by the ledger while the source is stale, otherwise by the source.
+    /// Decides where the Pods of this node are: by the ledger while the source is stale, otherwise by the source. Their
+    /// addresses are those of the ledger, also of a Pod that is to come back.
     pub(super) fn locate_pods(&mut self, freshness: Freshness) -> bool {
+        let entries = self.entries().iter().filter(|(key, _)| key.is_pod());
+        let addresses = entries.flat_map(|(_, entry)| entry.addresses.iter().copied());
+        let pods: BTreeSet<IpAddr> = addresses.collect();
+        let are_others = pods != *self.view.pods;
+        if are_others {
+            self.view.pods = Arc::new(pods);
+        }
         let is_by_ledger = !freshness.is_fresh() && self.has_ledger();
         let truth =
             is_by_ledger.then(|| Arc::new(Truth::new(&self.ledger.ledger, self.links.as_deref())));
         let is_new = truth != self.view.truth;
         self.view.truth = truth;
-        is_new
+        is_new || are_others
     }
 
     /// Takes the backends on this node that do not answer.
@@ -219,6 +229,19 @@ mod tests {
         assert!(known.locate_pods(Freshness::Stale), "it has moved");
         assert!(known.locate_pods(Freshness::Fresh) && !known.locate_pods(Freshness::Fresh));
         assert!(known.view.truth.is_none());
+        // What nobody else may take is known all the time.
+        let taken = |known: &Known| {
+            known
+                .view
+                .pods
+                .iter()
+                .map(IpAddr::to_string)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(taken(&known), ["10.1.0.3"]);
+        known.set_ledger(reading(&[("web", "10.1.0.4")]));
+        assert!(known.locate_pods(Freshness::Fresh) && !known.locate_pods(Freshness::Fresh));
+        assert_eq!(taken(&known), ["10.1.0.4"]);
     }
 
     #[test]

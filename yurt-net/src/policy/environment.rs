@@ -13,6 +13,7 @@ use super::topology::Topology;
 use crate::model::{Rejection, Snapshot};
 use crate::pods::probe::Failing;
 use crate::pods::truth::Truth;
+use crate::table::FrontendKind;
 
 /// Well-known label of a Node, shown in the table.
 pub(super) const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
@@ -33,11 +34,23 @@ pub(super) struct Environment {
     pub(super) compat_all_vips: bool,
     pub(super) serves_packets: bool,
     pub(super) protected: Protected,
+    /// The addresses of this node's Pods.
+    pub(super) pods: Arc<BTreeSet<IpAddr>>,
     pub(super) truth: Option<Arc<Truth>>,
     pub(super) failing: Arc<Failing>,
 }
 
 impl Environment {
+    /// Why no frontend of a kind is at an address, whatever its port.
+    pub(super) fn refuses(&self, kind: FrontendKind, address: IpAddr) -> Option<String> {
+        let is_of_a_pod = || kind == FrontendKind::ExternalIp && self.pods.contains(&address);
+        let of_a_pod = || {
+            let why = "the address of a Pod of this node, which no external IP may take";
+            is_of_a_pod().then(|| why.to_owned())
+        };
+        self.protected.refuses(kind, address).or_else(of_a_pod)
+    }
+
     pub(super) fn new(
         snapshot: &Snapshot,
         config: &PolicyConfig,
@@ -65,6 +78,7 @@ impl Environment {
             compat_all_vips: config.compat_all_vips,
             serves_packets: config.serves_packets,
             protected: Protected::new(snapshot, config, view),
+            pods: view.pods.clone(),
             truth: view.truth.clone(),
             failing: view.failing.clone(),
         };

@@ -98,6 +98,8 @@ pub struct NodeView {
     pub default_source: (Option<Ipv4Addr>, Option<Ipv6Addr>),
     /// The nameservers that its processes ask.
     pub nameservers: BTreeSet<IpAddr>,
+    /// The addresses of its Pods, by the ledger.
+    pub pods: Arc<BTreeSet<IpAddr>>,
     /// Where its Pods are, while that is known better than the snapshot is.
     pub truth: Option<Arc<Truth>>,
     /// Backends on it whose probes fail, while nobody else tells.

@@ -147,10 +147,7 @@ pub(super) fn withheld(
                 .protected
                 .refuses_at(kind, to, is_apiserver(service))
         };
-        let why = environment
-            .protected
-            .refuses(kind, to.ip())
-            .or_else(refuses_at)?;
+        let why = environment.refuses(kind, to.ip()).or_else(refuses_at)?;
         Some(format!(
             "{kind} of {namespace}/{name}, not served here: it is {why}"
         ))
@@ -258,7 +255,7 @@ impl<'a> ServiceAddresses<'a> {
                     true => admitted_v4,
                     false => ranges.len() - admitted_v4,
                 };
-                match environment.protected.refuses(kind, address) {
+                match environment.refuses(kind, address) {
                     Some(what) => refused.push(format!("{kind} {address} is {what}")),
                     None if !has_family(service, address) => {}
                     None if is_balanced && admitted > MAX_SOURCE_RANGES => refused.push(format!(

@@ -81,11 +81,13 @@ impl Memo {
         let mut lost = Suspects::default();
         let mut stale = self.take_up(snapshot, touched);
         let given = snapshot.rejections.iter().chain(rejections);
-        let (mut is_other_truth, mut is_other_failing) = (false, false);
+        let [mut are_other_pods, mut is_other_truth, mut is_other_failing] = [false; 3];
         if let Some(known) = &mut self.environment {
+            are_other_pods = known.pods != environment.pods;
             is_other_truth = known.truth != environment.truth;
             is_other_failing = known.failing != environment.failing;
             // Compared here, so that the comparison below is about the other fields.
+            known.pods.clone_from(&environment.pods);
             known.truth.clone_from(&environment.truth);
             known.failing.clone_from(&environment.failing);
         }
@@ -98,6 +100,13 @@ impl Memo {
             && !self.has_manifests;
         let had_manifests =
             std::mem::replace(&mut self.has_manifests, !snapshot.manifests.is_empty());
+        if are_other_pods {
+            // Pods come and go, and nearly no Service has external IPs.
+            let has_external_ips = |service: &Arc<Service>| !service.external_ips.is_empty();
+            let is_concerned = |of: &Remembered| of.service.as_ref().is_some_and(has_external_ips);
+            let concerned = self.services.iter().filter(|(_, of)| is_concerned(of));
+            stale.names.extend(concerned.map(|(name, _)| name.clone()));
+        }
         if is_other_truth {
             // The truth only moves endpoints, and only those of this node.
             let has_pods = |slices: &Few<EndpointSlice>| slices.iter().any(|s| !s.pods.is_empty());
@@ -130,6 +139,7 @@ impl Memo {
                 remembered.follow(environment, &mut unsettled);
                 is_settled &= remembered.reasons == reasons;
             }
+            is_settled &= unsettled.is_nothing();
         }
         let mut has_fewer = false;
         for name in &stale.names {

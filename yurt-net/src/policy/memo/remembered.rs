@@ -77,6 +77,10 @@ impl Unsettled {
         }
     }
 
+    pub(super) fn is_nothing(&self) -> bool {
+        self.places.are_none() && !self.are_health_checks
+    }
+
     fn add(&mut self, entries: &[Arc<ServiceEntry>]) {
         for entry in entries {
             self.places.add(entry);

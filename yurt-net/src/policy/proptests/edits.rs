@@ -280,6 +280,8 @@ pub(super) enum Aside {
     Ledger(Option<Vec<(u8, Option<u8>)>>),
     /// Whose probes fail.
     Failing(BTreeSet<u8>),
+    /// Where Pods are by the ledger.
+    Pods(BTreeSet<u8>),
 }
 
 pub(super) fn aside() -> impl Strategy<Value = Aside> {
@@ -291,6 +293,7 @@ pub(super) fn aside() -> impl Strategy<Value = Aside> {
         1 => (11u8..13).prop_map(Aside::LocalAddress),
         3 => of(vec((0u8..6, of(0u8..6)), 0..4)).prop_map(Aside::Ledger),
         3 => btree_set(0u8..6, 0..4).prop_map(Aside::Failing),
+        2 => btree_set(0u8..6, 0..4).prop_map(Aside::Pods),
     ]
 }
 
@@ -315,6 +318,10 @@ pub(super) fn set_aside(world: &mut World, aside: &Aside) {
             let addresses: Vec<_> = addresses.iter().map(|at| format!("10.1.0.{at}")).collect();
             let addresses: Vec<_> = addresses.iter().map(String::as_str).collect();
             world.failing(&addresses);
+        }
+        Aside::Pods(ref addresses) => {
+            let addresses = addresses.iter().map(|at| ip(&format!("10.96.0.{at}")));
+            world.view.pods = Arc::new(addresses.collect());
         }
         Aside::Headless(id) => {
             let name = NamespacedName::new("default", format!("slice-{id}"));
@@ -352,7 +359,7 @@ pub(super) fn touched(edits: &[Edit], aside: Option<&Aside>) -> Touched {
         _ => None,
     });
     // The source knows nothing of the ledger.
-    let aside = aside.filter(|aside| !matches!(aside, Aside::Ledger(_)));
+    let aside = aside.filter(|aside| !matches!(aside, Aside::Ledger(_) | Aside::Pods(_)));
     let aside = aside.map(|aside| match aside {
         Aside::Headless(id) => Some(*id),
         _ => None,

@@ -12,7 +12,7 @@
 //! | link-local, YurtHub's addresses | no | no | - | not YurtHub's ports there |
 //! | address and port of an apiserver, of a configured YurtHub; `--protect` | no | no | no | no, but default/kubernetes |
 //! | addresses of this Node, and of others whose objects the source has | no | not the lifelines' ports | likewise | yes |
-//! | inside the podCIDRs of this Node, and of others whose objects the source has | no | yes | - | yes |
+//! | inside the podCIDRs of this Node, and of others whose objects the source has; a Pod's of this node (`environment`) | no | yes | - | yes |
 //! | the node's nameservers, at the ports of DNS | no | yes | no, also where one is a loopback address | yes |
 //!
 //! Other Nodes are known from `file:` alone. From an apiserver or YurtHub the agent asks for its own Node only: in a

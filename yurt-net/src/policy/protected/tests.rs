@@ -96,6 +96,34 @@ fn an_external_ip_takes_no_address_of_pods() {
     assert_eq!(given(&mut world).len(), 2);
 }
 
+/// Where the network hands out addresses by itself Nodes have no podCIDR, and the ledger knows those of this node.
+#[test]
+fn an_external_ip_takes_no_address_that_a_pod_of_this_node_has_in_the_ledger() {
+    let mut world = written(&["10.9.0.2", "10.9.0.3"], 8080);
+    world.service("other", |service| {
+        service.cluster_ips = [ip("10.96.0.11")].into()
+    });
+    let of_web = |world: &mut World| {
+        let table = world.compile();
+        assert_eq!(table.services.len(), 2);
+        frontends(&table.services[1])
+    };
+    let all = of_web(&mut world);
+    assert_eq!(all.len(), 3);
+    world.view.pods = Arc::new([ip("10.9.0.2"), ip("10.96.0.11")].into());
+    let rest = ["ClusterIP 10.96.0.10:8080", "ExternalIP 10.9.0.3:8080"];
+    assert_eq!(of_web(&mut world), rest);
+    assert_eq!(
+        world.rejections(),
+        [
+            "Service web: ExternalIP 10.9.0.2 is the address of a Pod of this node, which no external IP may take"
+        ]
+    );
+    world.view.pods = Arc::default();
+    assert_eq!(of_web(&mut world), all);
+    assert!(world.rejections().is_empty());
+}
+
 #[test]
 fn yurthubs_ipv6_address_is_not_an_external_ip() {
     let mut world = written(&["fd00::2:1", "2001:db8::7"], 10268);
