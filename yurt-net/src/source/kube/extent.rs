@@ -8,14 +8,14 @@
 
 use super::resource::Resource;
 
-/// Pages of one list: at 500 objects a page, as clients that ask for pages do, as many as [`MOST_OBJECTS`].
+/// Pages of one list. At 500 objects a page, the page size of most clients, this is [`MOST_OBJECTS`].
 const MOST_PAGES: usize = 200;
 /// Objects of one list.
 const MOST_OBJECTS: usize = 100_000;
-/// Of its objects, as text. What is kept of it is a tenth.
+/// Bytes of the objects of one list, as text. The agent keeps about a tenth of them.
 const MOST_BYTES: usize = 512 << 20;
 
-/// A list that is given up.
+/// A list was given up; says which and why.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the list of {resource} does not end: {why}")]
 pub(super) struct Endless {
@@ -46,7 +46,7 @@ pub(super) struct Extent {
 }
 
 impl Extent {
-    /// Of a list that begins.
+    /// The extent of a list that begins.
     pub(super) fn of(resource: Resource) -> Self {
         Self {
             resource,
@@ -57,7 +57,7 @@ impl Extent {
         }
     }
 
-    /// One more object, of so many bytes.
+    /// Counts one more object, of so many bytes.
     pub(super) fn object(&mut self, bytes: usize) -> Result<(), Endless> {
         self.objects += 1;
         self.bytes += bytes;
@@ -68,7 +68,7 @@ impl Extent {
         }
     }
 
-    /// There is one more page, which this token asks for.
+    /// Counts one more page, which is requested with this token.
     pub(super) fn page(&mut self, token: &str) -> Result<(), Endless> {
         if self.token == token {
             return Err(self.endless(Why::Circle));

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::resource::Resource;
 use super::task::News;
 
-/// What was not followed for so long is reported as not followed.
+/// A gap as long as this is reported.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Since when there is a gap, by resource.
@@ -47,14 +47,14 @@ impl Gaps {
         }
     }
 
-    /// What has not been followed for too long.
+    /// The resources that have not been followed for too long.
     pub(super) fn long(&self) -> impl Iterator<Item = Resource> {
         let gaps = self.0.iter();
         let gaps = gaps.filter(|(_, since)| since.elapsed() >= PATIENCE);
         gaps.map(|(resource, _)| *resource)
     }
 
-    /// When the first of them is, or was, that long.
+    /// When the first of the gaps becomes, or became, too long.
     pub(super) fn is_long_at(&self) -> Option<Instant> {
         self.0.values().min().map(|since| *since + PATIENCE)
     }

@@ -12,9 +12,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Bytes. An apiserver's head has about 500.
+/// Most bytes of a head. An apiserver's head has about 500.
 const LARGEST: usize = 64 << 10;
-/// No head is expected.
+/// The limit while no head is expected.
 const NO_LIMIT: usize = usize::MAX;
 
 /// How many bytes of a head may still come.
@@ -22,7 +22,7 @@ const NO_LIMIT: usize = usize::MAX;
 pub(super) struct Head(Arc<AtomicUsize>);
 
 impl Head {
-    /// The head of an answer that has not arrived.
+    /// The state before any head has arrived.
     pub(super) fn new() -> Self {
         Self(Arc::new(AtomicUsize::new(LARGEST)))
     }

@@ -27,14 +27,14 @@ use crate::error::chain;
 use crate::host::clock::unix_seconds;
 use crate::text;
 
-/// A plugin may ask the cloud over a bad link.
+/// How long a plugin may run: it may ask the cloud over a bad link.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// When a plugin ends, all that it wrote is in the pipe. Its children may hold the pipe open for ever.
 const LEFT_OVER: Duration = Duration::from_millis(200);
-/// Most bytes of its output, and of its errors.
+/// Most bytes of a plugin's output, and of its errors.
 const LONGEST_ANSWER: u64 = 1 << 20;
-/// A server that refuses every answer of a plugin makes it run so often, doubling up to the second: the first time at
-/// once.
+/// How often a plugin runs whose answers the server refuses every time: at once at first, then after the first of these
+/// times, doubling up to the second.
 const FIRST_WAIT: Duration = Duration::from_secs(10);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// The last answer. All tasks ask at once, so one runs the plugin and the others wait for its answer.
@@ -52,7 +52,7 @@ struct Credential {
     status: Option<Status>,
 }
 
-/// Secret.
+/// The credential itself; never shown.
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Status {
@@ -68,14 +68,14 @@ struct Question {
     program: String,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
-    /// `KUBERNETES_EXEC_INFO`.
+    /// The value of `KUBERNETES_EXEC_INFO`.
     info: String,
 }
 
 /// The answer of a plugin.
 struct Answer {
     question: Question,
-    /// Or why it gave none.
+    /// The credential, or why the plugin gave none.
     status: Result<Status, String>,
     came_at: Instant,
     is_refused: bool,
@@ -83,7 +83,7 @@ struct Answer {
 }
 
 impl Answer {
-    /// Whether it answers a question that was asked at that time. A run that ended after the question does.
+    /// Whether this answers a question that was asked at that time. A run that ended after the question does.
     fn serves(&self, question: &Question, asked_at: Instant) -> bool {
         let is_good = |status: &Status| status.end().is_ok_and(is_to_come);
         self.question == *question

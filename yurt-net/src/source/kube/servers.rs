@@ -41,20 +41,20 @@ pub struct Servers {
     access: Access,
     lookup: Lookup,
     looking: Errand<Look>,
-    /// When the next look is; `None`: nothing of it can change.
+    /// When the next look is; `None`: nothing that is known can change.
     due: Option<Instant>,
     looked_at: Instant,
     wait: Duration,
-    /// Each with the time at which an answer last had it.
+    /// Each address with the time at which an answer last had it.
     known: BTreeMap<Place, BTreeMap<SocketAddr, Instant>>,
     /// Names without an address.
     unknown: BTreeSet<String>,
 }
 
-/// What was found.
+/// What a look has found.
 struct Look {
     answers: Vec<(Place, io::Result<Vec<SocketAddr>>)>,
-    /// A kubeconfig is used, and cannot be read.
+    /// A kubeconfig is used, but cannot be read.
     lacks_kubeconfig: bool,
     /// Another setting says where that apiserver is.
     has_other: bool,
@@ -87,7 +87,7 @@ impl Servers {
         }
     }
 
-    /// All that are known.
+    /// All addresses that are known.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         let all = self.known.values().flat_map(BTreeMap::keys);
         let all: BTreeSet<SocketAddr> = all.copied().collect();

@@ -24,42 +24,44 @@ use super::wire::Wire;
 use crate::error::chain;
 use crate::source::decode::OtherObject;
 
-/// Whole objects.
+/// The media type of whole objects.
 const OBJECTS: &str = "application/json";
 /// What every object has, for a list of which only its own version counts: a Node, or a slice of a hundred endpoints,
 /// is 30 KB. A server that knows no such lists sends the whole object.
 const METADATA: &str =
     "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
-/// Bytes that are taken apart at a time: a piece of a packed list becomes twenty times as large.
+/// Bytes that are taken apart at a time: a piece of a compressed list becomes twenty times as large.
 const PIECE_BYTES: usize = 4096;
-/// Bytes of one resource that may wait for the loop; at least one object. Other news waits behind them, and they take
-/// memory.
+/// Bytes of one resource that may wait for the loop; at least one object may. Other news waits behind them, and they
+/// take memory.
 pub(super) const WAITING_BYTES: usize = 1 << 20;
-/// From the request to the headers of the answer; a large list over a slow link begins late.
+/// The time from the request to the headers of the answer; a large list over a slow link begins late.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Bytes of an answer that gives the reason of a failure.
+/// Most bytes that are read of an answer that gives the reason of a failure.
 const EXPLANATION_BYTES: usize = 64 << 10;
 const EXPLANATION_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two pieces of a list.
+/// The longest silence between two pieces of a list.
 const LIST_SILENCE: Duration = Duration::from_secs(30);
-/// Between two pieces of a watch. An apiserver sends a bookmark every minute, so a longer silence means a server that
-/// hangs (a dead connection shows sooner), or a hub without its cloud. Another request costs a few hundred bytes.
+/// The longest silence between two pieces of a watch. An apiserver sends a bookmark every minute, so a longer silence
+/// means a server that hangs (a dead connection shows sooner), or a hub without its cloud. Another request costs a few
+/// hundred bytes.
 const WATCH_SILENCE: Duration = Duration::from_secs(150);
-/// Between two reads of the Pods that YurtHub lists itself; sooner when a reader asks.
+/// The time between two reads of the Pods that YurtHub lists itself; it is shorter when a reader asks.
 const PODS_INTERVAL: Duration = Duration::from_secs(60);
-/// YurtHub may start later than the agent; if so many tries, [`PODS_RETRY`] apart, get no answer, it lists no Pods.
+/// YurtHub may start later than the agent. If this many tries, [`PODS_RETRY`] apart, get no answer, YurtHub lists no
+/// Pods.
 const PODS_TRIES: u32 = 6;
 const PODS_RETRY: Duration = Duration::from_secs(5);
 /// How long one watch lives; spread, so that a fleet does not come back in one moment.
 const WATCH_SECONDS: std::ops::Range<u64> = 300..600;
 
-/// From a task to the source.
+/// What a task sends to the source.
 pub(super) struct Update {
     pub(super) resource: Resource,
     /// The generation of the resource's task: a replaced task may have left something behind.
     pub(super) generation: u64,
     pub(super) news: News,
-    /// Its share of [`WAITING_BYTES`].
+    /// The message's share of [`WAITING_BYTES`].
     pub(super) room: OwnedSemaphorePermit,
 }
 
@@ -127,7 +129,7 @@ pub(super) struct Task {
     pub(super) is_compared: bool,
     pub(super) told: Told,
     pub(super) sender: mpsc::Sender<Update>,
-    /// Of [`WAITING_BYTES`].
+    /// The bytes that may still wait, of [`WAITING_BYTES`].
     pub(super) room: Arc<Semaphore>,
     pub(super) counters: Arc<Counters>,
     /// For Pods: a reader cannot wait for [`PODS_INTERVAL`].
@@ -135,7 +137,7 @@ pub(super) struct Task {
 }
 
 impl Task {
-    /// Never ends by itself.
+    /// Runs the task; never ends by itself.
     pub(super) async fn run(mut self) {
         if self.shape.resource == Resource::Pods && self.poll_pods().await.is_err() {
             return;
@@ -568,7 +570,7 @@ async fn send(
         .map_err(RequestError::Send)
 }
 
-/// Only a whole answer.
+/// Accepts only a whole answer (status 200).
 async fn ok(wire: &Wire, response: Response<Incoming>) -> Result<Response<Incoming>, RequestError> {
     let status = response.status();
     if status == StatusCode::OK {

@@ -8,9 +8,11 @@
 //! | on another machine, without TLS or with an unverified one | yes | no |
 //! | on another machine, without TLS, at the address of YurtHub's dummy interface | no | no |
 //!
-//! That address is each node's own. While the interface is not there, connections to it leave by the default route.
+//! The address of YurtHub's dummy interface is each node's own. While the interface is not there, connections to that
+//! address leave by the default route.
 //!
-//! Its socket bears the agent's own priority, so no Service that is in the maps ever leads it elsewhere.
+//! The socket of a connection bears the agent's own priority, so no Service that is in the maps ever leads the
+//! connection elsewhere.
 #![expect(
     unsafe_code,
     reason = "socket options and user ids that the standard library lacks"
@@ -145,7 +147,7 @@ impl Drop for Wire {
 }
 
 impl Wire {
-    /// Makes one. It is probed soon after it falls silent if it `is_lifeline`.
+    /// Makes a connection. It is probed soon after it falls silent if it `is_lifeline`.
     pub(super) async fn dial(way: Way, is_lifeline: bool) -> Result<Self, DialError> {
         let (stream, at) = reach(&way.url, is_lifeline).await?;
         let socket = stream.as_fd().try_clone_to_owned();
@@ -214,7 +216,7 @@ impl Wire {
         Ok(response)
     }
 
-    /// Credentials are not sent; the table above says why.
+    /// Credentials are not sent on this connection; the table at the top of the file says why.
     pub(super) fn keeps_credentials_back(&self) -> bool {
         !self.may_have_token && self.way.credentials.is_any()
     }
