@@ -20,10 +20,12 @@ use anyhow::ensure;
 use yurt_frames::SYN;
 use yurt_frames::tcp;
 use yurt_net_tests::lab::Agent;
+use yurt_net_tests::lab::Node;
 use yurt_net_tests::lab::Pod;
 use yurt_net_tests::lab::Proto;
 use yurt_net_tests::lab::Proto::Tcp;
 use yurt_net_tests::lab::Proto::Udp;
+use yurt_net_tests::lab::Tunnel;
 
 use crate::world::World;
 use crate::world::all_answered;
@@ -207,6 +209,118 @@ fn flows_go_on_where_what_leads_to_their_tables_is_made_anew_and_other_sizes_beg
         ensure!(flow.ping()?.answer.as_deref() == Some("near"));
         ensure!(listed.contains(to.as_str()), "no {to} in:\n{listed}");
     }
+    Ok(())
+}
+
+/// As modems and VPNs have them: one from the host outside to the node, and one from the node to the other node.
+fn layer_3_devices(world: &World) -> Result<[Tunnel; 2]> {
+    let [node, other, outside] = [0, 1, 2].map(|at| world.node(at).map(Node::netns));
+    let (node, other, outside) = (node?, other?, outside?);
+    let tunnels = [
+        Tunnel::new([(node, "tun0"), (outside, "tun0")])?,
+        Tunnel::new([(node, "tun1"), (other, "tun0")])?,
+    ];
+    for (netns, device, own, peer) in [
+        (node, "tun0", "1", "3"),
+        (outside, "tun0", "3", "1"),
+        (node, "tun1", "2", "4"),
+        (other, "tun0", "4", "2"),
+    ] {
+        netns.ip(&format!(
+            "address add 172.30.7.{own} peer 172.30.7.{peer} dev {device}"
+        ))?;
+        netns.ip(&format!(
+            "address add fd07::{own} peer fd07::{peer} dev {device} nodad"
+        ))?;
+    }
+    Ok(tunnels)
+}
+
+#[test]
+fn packets_of_layer_3_devices_are_served_masqueraded_and_refused() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let _tunnels = layer_3_devices(&stage.world)?;
+    let (near, far) = (stage.near.clone(), stage.far.clone());
+    stage.lead_to(&[&near, &far]);
+    let _agent = stage.world.start(0, ON)?;
+    let node = stage.world.node(0)?;
+    node.wait_for_status("packets are served", |status| {
+        let packets = status.packet_path.as_ref();
+        packets.is_some_and(|packets| packets.devices == ["eth0", "tun0", "tun1"])
+    })?;
+    // Load balancers are dialled by such a device, NodePorts still by Ethernet.
+    let client = stage.world.node(2)?.netns();
+    client.ip(&format!(
+        "route replace {} dev tun0 src 172.30.7.3",
+        BALANCER[0]
+    ))?;
+    client.ip(&format!(
+        "route replace {} dev tun0 src fd07::3",
+        BALANCER[1]
+    ))?;
+    let everywhere = |stage: &Stage| {
+        for to in stage.frontends()? {
+            for proto in [Tcp, Udp] {
+                let who = stage.who(proto, &to)?;
+                ensure!(who == names(["near", "far"]), "{proto:?} {to}: {who:?}");
+            }
+        }
+        Ok(())
+    };
+    everywhere(&stage)?;
+    // And now the backend elsewhere is behind one: it sees the node's address there.
+    for address in [far.ip4().to_string(), far.ip6().to_string()] {
+        node.netns()
+            .ip(&format!("route replace {address} dev tun1"))?;
+    }
+    everywhere(&stage).context("the backend elsewhere is behind tun1")?;
+    assert_eq!(stage.count("drop_unchanged")?, 0);
+    stage.lead_to(&[]);
+    stage.world.apply()?;
+    for to in stage.frontends()? {
+        for proto in [Tcp, Udp] {
+            let attempt = stage.client.attempt(proto, &to)?;
+            assert_eq!(attempt.errno(), Some("ECONNREFUSED"), "{proto:?} {to}");
+        }
+    }
+    ensure!(stage.count("refuse_no_endpoint")? >= 8);
+    Ok(())
+}
+
+#[test]
+fn agents_take_over_flows_at_layer_3_devices_and_let_go_of_the_devices() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let _tunnels = layer_3_devices(&stage.world)?;
+    let client = stage.world.node(2)?.netns();
+    client.ip(&format!(
+        "route replace {} dev tun0 src 172.30.7.3",
+        BALANCER[0]
+    ))?;
+    let near = stage.near.clone();
+    stage.lead_to(&[&near]);
+    let to = format!("{}:80", BALANCER[0]);
+    let agent = stage.world.start(0, ON)?;
+    let is_served = |stage: &Stage| {
+        eventually(stage.world.node(0)?, || {
+            ensure!(stage.client.attempt(Tcp, &to)?.failure.is_none());
+            Ok(())
+        })
+    };
+    is_served(&stage)?;
+    let held = stage.client.hold(Tcp, &to)?;
+    agent.kill9()?;
+    assert_eq!(held.ping()?.answer, held.opened().answer);
+    is_served(&stage)?;
+    let agent = stage.world.start(0, ON)?;
+    is_served(&stage)?;
+    assert_eq!(held.ping()?.answer, held.opened().answer);
+    let _agent = stage.world.restart(&agent, 0, &[])?;
+    let node = stage.world.node(0)?;
+    let pins = node.bpffs().join("yurt-net/packet-v2");
+    node.wait_for_status("no packets are served", |status| {
+        status.packet_path.is_none() && !pins.exists()
+    })?;
+    ensure!(stage.client.attempt(Tcp, &to)?.failure.is_some());
     Ok(())
 }
 

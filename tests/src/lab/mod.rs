@@ -29,6 +29,7 @@ pub mod protocol;
 mod remains;
 mod signals;
 pub mod sockets;
+mod tun;
 mod worker;
 
 use std::collections::BTreeSet;
@@ -76,6 +77,7 @@ pub use remains::Inventory;
 pub use remains::Remains;
 pub use signals::interrupted;
 pub use signals::tear_down_on_signals;
+pub use tun::Tunnel;
 
 /// Nodes, Pods and the wire between them. Dropping it removes them all.
 #[derive(Debug)]

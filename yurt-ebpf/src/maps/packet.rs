@@ -68,6 +68,17 @@ pub(crate) static SCRATCH6: PerCpuArray<Scratch<[u8; 16]>> = PerCpuArray::with_m
 #[map(name = "yurt_snat_turn")]
 static SNAT_TURN: Array<u32> = Array::with_max_entries(1, 0);
 
+/// Bytes of an Ethernet header that are not there: 14 in the programs for layer-3 devices. The agent sets it before the
+/// load.
+#[unsafe(no_mangle)]
+static MISSING_LINK_HEADER: u32 = 0;
+
+/// See `MISSING_LINK_HEADER`.
+pub(crate) fn missing_link_header() -> u32 {
+    // SAFETY: a read of an initialised static; volatile, so that it is not folded to the default.
+    unsafe { core::ptr::read_volatile(&raw const MISSING_LINK_HEADER) }
+}
+
 /// First port to masquerade with. The agent sets it before the load.
 #[unsafe(no_mangle)]
 static SNAT_FIRST: u32 = 12000;

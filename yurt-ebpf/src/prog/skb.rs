@@ -46,16 +46,31 @@ pub(super) struct Skb {
     pub(super) skb: *mut __sk_buff,
     pub(super) ifindex: u32,
     pub(super) is_v6: bool,
+    /// So much of an Ethernet header its device does not have: packets of layer-3 devices begin with the IP header.
+    /// Offsets count as if it were there.
+    pub(super) missing: u32,
+}
+
+impl Skb {
+    #[inline(always)]
+    fn offset(&self, at: usize) -> u32 {
+        (at as u32).wrapping_sub(self.missing)
+    }
 }
 
 impl Frame for Skb {
     #[inline(always)]
     fn far<T: Wire>(&self, at: usize) -> Option<T> {
-        Bytes(self.skb).far(at)
+        Bytes(self.skb).far(self.offset(at) as usize)
     }
 }
 
 impl Packet for Skb {
+    #[inline(always)]
+    fn has_link_header(&self) -> bool {
+        self.missing == 0
+    }
+
     #[inline(always)]
     fn store<const N: usize>(&mut self, at: usize, to: [u8; N], is_summed: bool) -> Option<()> {
         let flags = if is_summed {
@@ -65,7 +80,13 @@ impl Packet for Skb {
         };
         // SAFETY: `to` is valid for reads of its length; the helper checks the offset.
         let result = unsafe {
-            bpf_skb_store_bytes(self.skb, at as u32, to.as_ptr().cast(), N as u32, flags)
+            bpf_skb_store_bytes(
+                self.skb,
+                self.offset(at),
+                to.as_ptr().cast(),
+                N as u32,
+                flags,
+            )
         };
         (result == 0).then_some(())
     }
@@ -73,7 +94,8 @@ impl Packet for Skb {
     #[inline(always)]
     fn follow_header(&mut self, at: usize, change: u32) -> Option<()> {
         // SAFETY: the context is valid; the helper checks the offset.
-        let result = unsafe { bpf_l3_csum_replace(self.skb, at as u32, 0, u64::from(change), 0) };
+        let result =
+            unsafe { bpf_l3_csum_replace(self.skb, self.offset(at), 0, u64::from(change), 0) };
         (result == 0).then_some(())
     }
 
@@ -87,7 +109,7 @@ impl Packet for Skb {
         };
         // SAFETY: the context is valid; the helper checks the offset.
         let replace = |flags| unsafe {
-            bpf_l4_csum_replace(self.skb, at as u32, 0, u64::from(change), flags)
+            bpf_l4_csum_replace(self.skb, self.offset(at), 0, u64::from(change), flags)
         };
         let mut result = -1;
         if self.is_v6 && flags & u64::from(BPF_F_PSEUDO_HDR) != 0 {
@@ -104,7 +126,7 @@ impl Resize for Skb {
     #[inline(always)]
     fn set_length(&mut self, length: usize) -> Option<()> {
         // SAFETY: the context is valid; nobody holds on to where its data was.
-        let result = unsafe { bpf_skb_change_tail(self.skb, length as u32, 0) };
+        let result = unsafe { bpf_skb_change_tail(self.skb, self.offset(length), 0) };
         (result == 0).then_some(())
     }
 

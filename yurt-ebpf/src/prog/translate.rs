@@ -63,6 +63,7 @@ fn start(ctx: &TcContext) -> Option<(Skb, &'static TranslateRow)> {
         skb,
         ifindex,
         is_v6: protocol == u32::from(ETH_IPV6),
+        missing: 0,
     };
     Some((skb, row))
 }

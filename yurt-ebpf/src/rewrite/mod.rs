@@ -56,6 +56,10 @@ pub enum Follow {
 
 /// A frame that can be changed. Offsets count from the Ethernet header; `None` means beyond the end.
 pub trait Packet: Frame {
+    /// Whether there is an Ethernet header. Packets of layer-3 devices have none.
+    fn has_link_header(&self) -> bool {
+        true
+    }
     /// Stores bytes. `is_summed`: a checksum is updated too, so the sum over the packet stays the same.
     fn store<const N: usize>(&mut self, at: usize, to: [u8; N], is_summed: bool) -> Option<()>;
     /// Updates the checksum of an IPv4 header.
@@ -423,6 +427,9 @@ fn tail4((_, low): Words) -> [u8; 4] {
 /// Sends a frame back to where it came from.
 #[inline(always)]
 fn turn<P: Packet>(packet: &mut P) -> Option<()> {
+    if !packet.has_link_header() {
+        return Some(());
+    }
     let [a, b, c, d, e, f, g, h, i, j, k, l]: [u8; 12] = packet.far(0)?;
     // No checksum covers these bytes.
     packet.store(0, [g, h, i, j, k, l, a, b, c, d, e, f], true)

@@ -158,9 +158,9 @@ fn do_work(
     let is_on = options.is_some();
     let is_needed = is_on && !wanted.rows.is_empty() || Kernel::is_pinned(bpffs);
     let options = options.unwrap_or(PacketOptions::DEFAULT);
-    let mut kernel = match kernel {
+    let mut kernel = match kernel.filter(|kernel| kernel.can_serve(wanted)) {
         Some(kernel) => kernel,
-        None if is_needed => Kernel::load(bpffs, options, None)?,
+        None if is_needed => Kernel::load(bpffs, options, None, !wanted.l3.is_empty())?,
         None => {
             let mut failures = Kernel::strays(None).mend();
             failures.extend(Kernel::remove_older(bpffs).err());

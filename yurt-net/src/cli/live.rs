@@ -95,6 +95,7 @@ pub(super) async fn live(
     let found = match device {
         Some(name) => candidates.find(|link| link.name == name),
         None => {
+            let mut candidates = candidates.filter(|link| link.mac.is_some());
             let first = candidates.clone().next();
             candidates.find(|link| link.is_uplink).or(first)
         }

@@ -15,17 +15,19 @@
 //!     yurt_pk_work4, _work6       what is looked up for the packet at hand
 //!     yurt_edge_in, _out          the programs at devices that lead outside: what comes in, what leaves
 //!     yurt_pod_in, _out           those at devices of Pods: what a Pod sends, what goes to it
+//!     l3/yurt_edge_more, l3/tc/   the array and the links of the programs at layer-3 devices, once there is one
 //! ```
 //!
 //! The programs read the table of Services, so they are loaded against its pins.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use yurt_ebpf::abi;
 
 use super::DataplaneError;
-use super::attach::bpffs::{open_map, remove_dir};
+use super::attach::bpffs::{create_dir, open_map, remove_dir};
 use super::attach::devices::OnDevices;
 use super::attach::kept::KeptPins;
 use super::attach::pinned::{PinDir, directory, keep_all};
@@ -35,11 +37,12 @@ use super::counts::Counts;
 use super::error::on_map;
 pub use super::load::maps::FlowCapacity;
 use super::load::maps::{FLOW_MAPS, packet_maps};
-use super::load::{PacketPins, Pins, hooks, load_packet};
+use super::load::{LoadedProgram, PacketPins, Pins, hooks, load_packet, load_packet_l3};
 use super::sys::{self, MapInfo};
 use crate::edge::{Direction, EdgeImage, EdgeOp, EdgeRow, plan};
 
 pub(super) const FEATURE: &str = "packet";
+const STAGES: &str = "yurt_edge_more";
 
 /// How the packet path is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,12 +68,21 @@ impl PacketOptions {
 #[derive(Debug)]
 pub struct Packets {
     devices: OnDevices<Direction>,
+    /// The programs for layer-3 devices, once there was one.
+    l3: Option<L3>,
     /// A map that shows which programs are these.
     flows: OwnedFd,
     edges: OwnedFd,
     counts: Counts,
     pins: KeptPins,
     bpffs: PathBuf,
+}
+
+/// The programs that read packets from the IP header on.
+#[derive(Debug)]
+struct L3 {
+    devices: OnDevices<Direction>,
+    pins: KeptPins,
 }
 
 /// The hook where the programs for a direction belong, and which of ours run before them there.
@@ -87,11 +99,13 @@ fn place(direction: Direction) -> (Hook, &'static [&'static str]) {
 
 impl Packets {
     /// Takes the maps over, and replaces the pinned programs with those of this binary. The maps of Services must
-    /// exist.
+    /// exist. Programs for layer-3 devices are loaded where they are needed, and where an earlier agent has loaded
+    /// them.
     pub fn load(
         bpffs: &Path,
         options: PacketOptions,
         method: Option<Method>,
+        needs_l3: bool,
     ) -> Result<Self, DataplaneError> {
         let pins = PinDir::lock(bpffs, FEATURE, abi::PACKET_ABI)?;
         pins.clear(&packet_maps(options.flows))?;
@@ -107,11 +121,7 @@ impl Packets {
         let on_devices = stages.split_off(hooks::PACKET_STAGES.len());
         join_flows(&pins.dir)?;
         // Before any program that calls them is on a device. Programs of an earlier agent can call them, too.
-        let array = open_map(&pins.dir, "yurt_edge_more")?;
-        for (stage, (_, index)) in stages.iter().zip(hooks::PACKET_STAGES) {
-            sys::map_update(array.as_fd(), &index, &stage.fd.as_raw_fd())
-                .map_err(on_map("write", "yurt_edge_more"))?;
-        }
+        write_stages(&pins.dir, &stages)?;
         let directions = [
             Direction::Arriving,
             Direction::Leaving,
@@ -125,6 +135,10 @@ impl Packets {
             programs.push((direction, TcProgram::new(loaded, hook, after)));
         }
         let devices = OnDevices::open(&pins.root, programs, method)?;
+        let l3 = match needs_l3 || l3_directory(&pins.dir).exists() {
+            true => Some(L3::load(&pins, at, options, method)?),
+            false => None,
+        };
         let maps = packet_maps(options.flows).map(|(name, _)| name).into_iter();
         let counts = open_map(&pins.dir, "yurt_pk_count")?;
         Ok(Self {
@@ -134,12 +148,23 @@ impl Packets {
             pins: KeptPins::open(&pins.dir, maps.chain(devices.names()))?,
             bpffs: bpffs.to_owned(),
             devices,
+            l3,
         })
+    }
+
+    /// Whether there are programs for each device.
+    pub fn can_serve(&self, wanted: &EdgeImage) -> bool {
+        self.l3.is_some() || wanted.l3.is_empty()
     }
 
     /// Makes missing pins of its maps and programs again, and returns their names.
     pub fn keep_pins(&self) -> Result<Vec<&'static str>, DataplaneError> {
-        keep_all(&self.bpffs, FEATURE, abi::PACKET_ABI, &self.pins)
+        let mut made = keep_all(&self.bpffs, FEATURE, abi::PACKET_ABI, &self.pins)?;
+        if let Some(L3 { pins, .. }) = &self.l3 {
+            let kept: Result<Vec<_>, _> = pins.keep().into_iter().collect();
+            made.extend(kept?);
+        }
+        Ok(made)
     }
 
     /// Whether an agent has left pins of the packet path.
@@ -157,8 +182,14 @@ impl Packets {
     /// Reads the rows of the devices, and looks where the programs are.
     pub fn observe(&mut self) -> Result<EdgeImage, DataplaneError> {
         let rows = sys::map_entries(self.edges.as_fd()).map_err(on_map("read", "yurt_edge"))?;
-        let found = self.devices.find()?;
+        let mut found = self.devices.find()?;
+        if let Some(L3 { devices, .. }) = &mut self.l3 {
+            let of_l3 = devices.find()?;
+            found.attached.extend(of_l3.attached);
+            found.lost.extend(of_l3.lost);
+        }
         Ok(EdgeImage {
+            l3: BTreeSet::new(),
             rows: rows
                 .iter()
                 .map(|(ifindex, row)| (*ifindex, decode(row)))
@@ -171,7 +202,8 @@ impl Packets {
     /// Writes the difference to `wanted`, and returns what failed of it: the next call tries again.
     pub fn bring_to(&mut self, wanted: &EdgeImage) -> Result<Vec<DataplaneError>, DataplaneError> {
         let ops = plan(&self.observe()?, wanted);
-        Ok(ops.iter().filter_map(|op| self.write(op).err()).collect())
+        let failed = ops.iter().filter_map(|op| self.write(op, &wanted.l3).err());
+        Ok(failed.collect())
     }
 
     /// Removes what agents with older maps have pinned. Their programs must no longer be on any device.
@@ -184,7 +216,7 @@ impl Packets {
         remove_dir(&directory(&self.bpffs, FEATURE, abi::PACKET_ABI))
     }
 
-    fn write(&mut self, op: &EdgeOp) -> Result<(), DataplaneError> {
+    fn write(&mut self, op: &EdgeOp, l3: &BTreeSet<u32>) -> Result<(), DataplaneError> {
         match op {
             EdgeOp::PutRow(ifindex, row) => {
                 sys::map_update(self.edges.as_fd(), ifindex, &encode(row))
@@ -193,9 +225,19 @@ impl Packets {
             EdgeOp::DeleteRow(ifindex) => sys::map_delete(self.edges.as_fd(), ifindex)
                 .map_err(on_map("delete from", "yurt_edge")),
             EdgeOp::Attach(direction, ifindex) => {
-                self.devices.attach(*direction, *ifindex).map(|_| ())
+                let devices = match &mut self.l3 {
+                    Some(of_l3) if l3.contains(ifindex) => &mut of_l3.devices,
+                    _ => &mut self.devices,
+                };
+                devices.attach(*direction, *ifindex).map(|_| ())
             }
-            EdgeOp::Detach(direction, ifindex) => self.devices.detach(*direction, *ifindex),
+            // Whichever of them it has: it may be gone, and cannot be asked.
+            EdgeOp::Detach(direction, ifindex) => {
+                if let Some(of_l3) = &mut self.l3 {
+                    of_l3.devices.detach(*direction, *ifindex)?;
+                }
+                self.devices.detach(*direction, *ifindex)
+            }
         }
     }
 
@@ -203,6 +245,49 @@ impl Packets {
     pub fn counters(&self) -> Result<Counts, DataplaneError> {
         self.counts.try_clone()
     }
+}
+
+impl L3 {
+    fn load(
+        pins: &PinDir,
+        at: PacketPins<'_>,
+        options: PacketOptions,
+        method: Option<Method>,
+    ) -> Result<Self, DataplaneError> {
+        let dir = l3_directory(&pins.dir);
+        create_dir(&dir)?;
+        let array = dir.join(STAGES);
+        let (mut stages, _) = load_packet_l3(at, &array, options.flows, options.ports)?;
+        let on_devices = stages.split_off(hooks::PACKET_L3.len() - 2);
+        write_stages(&dir, &stages)?;
+        let directions = [Direction::Arriving, Direction::Leaving];
+        let programs = directions
+            .into_iter()
+            .zip(on_devices)
+            .map(|(direction, loaded)| {
+                let (hook, after) = place(direction);
+                (direction, TcProgram::new(loaded, hook, after))
+            });
+        Ok(Self {
+            devices: OnDevices::open(&dir, programs, method)?,
+            pins: KeptPins::open(&dir, [STAGES])?,
+        })
+    }
+}
+
+/// Where the programs for layer-3 devices are pinned.
+fn l3_directory(dir: &Path) -> PathBuf {
+    dir.join("l3")
+}
+
+/// Puts programs into the array of those that others go on with.
+fn write_stages(dir: &Path, stages: &[LoadedProgram]) -> Result<(), DataplaneError> {
+    let array = open_map(dir, STAGES)?;
+    for (stage, (_, index)) in stages.iter().zip(hooks::PACKET_STAGES) {
+        sys::map_update(array.as_fd(), &index, &stage.fd.as_raw_fd())
+            .map_err(on_map("write", STAGES))?;
+    }
+    Ok(())
 }
 
 /// Puts the maps of flows where programs reach them, those that are not there. Each that is put in costs a grace period

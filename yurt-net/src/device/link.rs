@@ -15,6 +15,8 @@ pub struct Link {
     pub kind: String,
     /// Its link-layer address, if that has six bytes.
     pub mac: Option<[u8; 6]>,
+    /// Its packets have no link-layer header: a modem that hands out packets, tun, WireGuard, an IP tunnel.
+    pub is_l3: bool,
     /// The index of the device at its other end, or of the one that it is stacked on (IFLA_LINK).
     pub other_end: Option<u32>,
     /// The identifier that this network namespace has for the one of the other end, if that is another one

@@ -2,7 +2,7 @@
 //! devices lead outside and which to Pods, and which address of this node stands for clients.
 //!
 //! Pure. A device leads outside if clients or Pods of other nodes can be behind it: a device with a default route,
-//! hardware with an address, the tunnel of an overlay. Devices of this node's own Pods, parts of a bridge or a bond,
+//! hardware with an address, a tunnel to other hosts. Devices of this node's own Pods, parts of a bridge or a bond,
 //! and Raven's devices never lead outside, however they are named.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,8 +12,10 @@ use crate::device::Link;
 
 /// Kinds of devices that are tunnels to other nodes.
 const TUNNELS: [&str; 3] = ["vxlan", "geneve", "gretap"];
+/// Kinds of layer-3 devices that are tunnels to other hosts.
+const L3_TUNNELS: [&str; 7] = ["tun", "wireguard", "ipip", "ip6tnl", "sit", "gre", "ip6gre"];
 /// Kinds of devices that are treated like hardware.
-const LIKE_HARDWARE: [&str; 5] = ["", "vlan", "bond", "team", "macvlan"];
+const LIKE_HARDWARE: [&str; 7] = ["", "vlan", "bond", "team", "macvlan", "wwan", "ppp"];
 
 /// A device where packets are served, and the addresses of this node there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,6 +64,8 @@ pub struct EdgeImage {
     pub attached: BTreeSet<(Direction, u32)>,
     /// Places where a program was attached and no longer is.
     pub lost: BTreeSet<(Direction, u32)>,
+    /// The layer-3 devices that there should be: programs of their own are for them.
+    pub l3: BTreeSet<u32>,
 }
 
 impl EdgeImage {
@@ -123,8 +127,10 @@ fn leads_outside(link: &Link, patterns: &Patterns) -> bool {
     let is_part = link.controller.is_some();
     let is_tunnel = TUNNELS.contains(&link.kind.as_str());
     let is_wire = LIKE_HARDWARE.contains(&link.kind.as_str()) && !link.addresses.is_empty();
-    // Frames without a link-layer header (modems that hand out packets, tun) are not read yet.
-    link.mac.is_some() && !is_part && (link.is_uplink || is_tunnel || is_wire)
+    let is_l3_tunnel = link.is_l3 && L3_TUNNELS.contains(&link.kind.as_str());
+    // Frames of other link layers (InfiniBand) are not read.
+    let is_read = link.is_l3 || link.mac.is_some();
+    is_read && !is_part && (link.is_uplink || is_tunnel || is_l3_tunnel || is_wire)
 }
 
 /// The devices and programs that there should be.
@@ -138,9 +144,12 @@ pub fn compile(links: &[Link], patterns: &Patterns) -> EdgeImage {
         let both = Direction::both(row).into_iter();
         both.map(|direction| (direction, *ifindex))
     });
+    let l3 = links.iter().filter(|link| link.is_l3);
+    let l3 = l3.map(|link| link.ifindex);
     EdgeImage {
         attached: attached.collect(),
         lost: BTreeSet::new(),
+        l3: l3.filter(|ifindex| rows.contains_key(ifindex)).collect(),
         rows,
     }
 }
@@ -222,7 +231,12 @@ mod tests {
         let mut part = link(6, "eth1", "", &["192.0.2.12"]);
         part.controller = Some(7);
         let mut modem = link(8, "wwan0", "", &["100.64.0.9"]);
-        modem.mac = None;
+        (modem.mac, modem.is_l3) = (None, true);
+        let mut vpn = link(12, "wg0", "wireguard", &["10.9.0.1"]);
+        (vpn.mac, vpn.is_l3) = (None, true);
+        let mut fabric = link(13, "ib0", "", &["10.8.0.1"]);
+        fabric.mac = None;
+        let tap = link(14, "tap0", "tun", &["10.7.0.1"]);
         vec![
             link(1, "lo", "", &["127.0.0.1"]),
             link(
@@ -236,6 +250,9 @@ mod tests {
             container,
             part,
             modem,
+            vpn,
+            fabric,
+            tap,
             link(9, "flannel.1", "vxlan", &["10.244.1.0"]),
             link(10, "raven0", "vxlan", &["10.0.0.1"]),
             link(11, "eth5", "", &[]),
@@ -245,7 +262,8 @@ mod tests {
     #[test]
     fn uplinks_hardware_with_addresses_and_tunnels_lead_outside_and_nothing_else() {
         let image = compile(&node(), &Patterns::default());
-        assert_eq!(outside(&image), [2, 5, 9]);
+        assert_eq!(outside(&image), [2, 5, 8, 9, 12]);
+        assert_eq!(image.l3, [8, 12].into());
         assert_eq!(
             image.rows[&2],
             EdgeRow {

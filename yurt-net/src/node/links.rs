@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use futures_util::TryStreamExt;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressHeaderFlags;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteVia,
 };
@@ -155,10 +155,26 @@ fn default_hops(route: &RouteMessage) -> Vec<(u32, Option<IpAddr>)> {
     devices
 }
 
+/// Whether packets have no link-layer header (`dev_is_mac_header_xmit`, include/linux/if_arp.h).
+fn is_l3(layer: LinkLayerType) -> bool {
+    matches!(
+        layer,
+        LinkLayerType::None
+            | LinkLayerType::Rawip
+            | LinkLayerType::Ppp
+            | LinkLayerType::Tunnel
+            | LinkLayerType::Tunnel6
+            | LinkLayerType::Sit
+            | LinkLayerType::Ipgre
+            | LinkLayerType::Ip6gre
+    )
+}
+
 /// A device from a netlink message; what only routes tell is left at its default.
 pub fn as_link(message: &LinkMessage) -> Link {
     let mut link = Link {
         ifindex: message.header.index,
+        is_l3: is_l3(message.header.link_layer_type),
         has_carrier: message
             .header
             .flags

@@ -30,7 +30,9 @@ use yurt_ebpf::rewrite::flow::{Here, Verdict, arriving, leaving, opening};
 
 use self::flows::{Family, FlowMaps, now_ns};
 use super::skb::Skb;
-use crate::maps::packet::{EDGE, HANDLED_COUNT, STAGES, snat_ports, snat_turn};
+use crate::maps::packet::{
+    EDGE, HANDLED_COUNT, STAGES, missing_link_header, snat_ports, snat_turn,
+};
 use crate::maps::service::Maps;
 
 /// `skb->pkt_type` of a frame to another link-layer address, which a device in promiscuous mode shows.
@@ -213,6 +215,7 @@ fn start<A: Family, const IS_INSIDE: bool>(ctx: &TcContext) -> (Skb, Now<IS_INSI
             skb,
             ifindex,
             is_v6,
+            missing: missing_link_header(),
         },
         Now { ifindex },
     )

@@ -44,6 +44,16 @@ pub(in crate::dataplane) const PACKET_STAGES: [(&str, u32); 7] = [
     ("yurt_pod_new4", abi::STAGE_POD_OPENS4),
     ("yurt_pod_new6", abi::STAGE_POD_OPENS6),
 ];
+/// Those of them that layer-3 devices need: as stages come first, what comes in and what leaves are the last two.
+pub(in crate::dataplane) const PACKET_L3: [&str; 7] = [
+    PACKET_STAGES[0].0,
+    PACKET_STAGES[1].0,
+    PACKET_STAGES[2].0,
+    PACKET_STAGES[3].0,
+    PACKET_STAGES[4].0,
+    PACKET[0].0,
+    PACKET[1].0,
+];
 /// All programs on devices.
 pub(in crate::dataplane) const ON_DEVICES: [DeviceProgram; 7] = [
     GUARD,

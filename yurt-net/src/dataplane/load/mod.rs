@@ -50,6 +50,9 @@ const GUARD: &str = hooks::GUARD.0;
 /// Translation: at the egress to a Pod, and at the ingress from it.
 const TRANSLATE: [&str; 2] = [hooks::TRANSLATE[0].0, hooks::TRANSLATE[1].0];
 
+/// Bytes of an Ethernet header, which layer-3 devices do not have.
+const ETHERNET_HEADER: u32 = 14;
+
 /// The listener to peers' tunnels: a filter of packet sockets.
 const VTEP: &str = "yurt_vtep_in";
 /// The result of loading the programs on this kernel.
@@ -172,29 +175,61 @@ pub(in crate::dataplane) struct PacketPins<'a> {
     pub(in crate::dataplane) own: &'a Path,
 }
 
-/// Loads the programs of the packet path against the pinned maps, and makes and pins maps of its own that are missing.
-/// `ports`: the first one to masquerade with, and how many there are. Programs that others tail-call come first, as in
-/// [`hooks`].
+/// Loads the programs of the packet path against the maps that are pinned; makes and pins those of their own that are
+/// not. `ports` are the first one to masquerade with, and how many there are. Programs that others go on with come
+/// first, as in [`hooks`].
 pub(in crate::dataplane) fn load_packet(
     pins: Option<PacketPins<'_>>,
     capacity: FlowCapacity,
     ports: (u16, u16),
 ) -> Result<Loaded, DataplaneError> {
+    const COUNT: usize = hooks::PACKET_STAGES.len() + hooks::PACKET.len();
+    let stages = hooks::PACKET_STAGES.map(|(name, _)| name).into_iter();
+    let mut names = stages.chain(hooks::PACKET.map(|(name, ..)| name));
+    let programs = [(); COUNT].map(|()| (names.next().unwrap_or_default(), 0));
+    let plans = packet_plans(pins, capacity)?;
+    let mut object = Object::new(&object()?, &packet_switches(ports, 0), &plans)?;
+    Ok(object.load_all(programs)?.into_iter().unzip())
+}
+
+/// Loads once more those of its programs that are for devices which lead outside, for layer-3 devices. They go on with
+/// each other: `stages` is where the array of those is pinned.
+pub(in crate::dataplane) fn load_packet_l3(
+    pins: PacketPins<'_>,
+    stages: &Path,
+    capacity: FlowCapacity,
+    ports: (u16, u16),
+) -> Result<Loaded, DataplaneError> {
+    let mut plans = packet_plans(Some(pins), capacity)?;
+    if let Some(plan) = plans.get_mut("yurt_edge_more") {
+        plan.pin = Some(stages.to_owned());
+    }
+    let switches = packet_switches(ports, ETHERNET_HEADER);
+    let mut object = Object::new(&object()?, &switches, &plans)?;
+    let programs = hooks::PACKET_L3.map(|name| (name, 0));
+    Ok(object.load_all(programs)?.into_iter().unzip())
+}
+
+fn packet_plans(
+    pins: Option<PacketPins<'_>>,
+    capacity: FlowCapacity,
+) -> Result<BTreeMap<&'static str, MapPlan>, DataplaneError> {
     let mut plans = plans_for(pins.map(|pins| pins.own), packet_maps(capacity));
     if let Some(PacketPins { services, .. }) = pins {
         plans.extend(services_as_they_are(services)?);
     }
-    let (first, count) = ports;
-    let switches = [
+    Ok(plans)
+}
+
+fn packet_switches(
+    (first, count): (u16, u16),
+    missing_link_header: u32,
+) -> [(&'static str, u32); 3] {
+    [
         ("SNAT_FIRST", u32::from(first)),
         ("SNAT_COUNT", u32::from(count)),
-    ];
-    let mut object = Object::new(&object()?, &switches, &plans)?;
-    let stages = hooks::PACKET_STAGES.map(|(name, _)| name).into_iter();
-    let mut names = stages.chain(hooks::PACKET.map(|(name, ..)| name));
-    const COUNT: usize = hooks::PACKET_STAGES.len() + hooks::PACKET.len();
-    let programs = [(); COUNT].map(|()| (names.next().unwrap_or_default(), 0));
-    Ok(object.load_all(programs)?.into_iter().unzip())
+        ("MISSING_LINK_HEADER", missing_link_header),
+    ]
 }
 
 /// The maps of Services that the packet path reads, with the sizes that they have. All must exist: otherwise the loader
