@@ -9,6 +9,7 @@ use super::disk::StateDir;
 use crate::config::AgentConfig;
 use crate::observe::control;
 use crate::observe::http;
+use crate::policy::NodePortAddresses;
 
 /// Questions on their way to the loop.
 pub(super) struct Asked {
@@ -76,12 +77,16 @@ impl Asked {
 /// What kube-proxy shows of its configuration, as far as this agent has it.
 fn configz(config: &AgentConfig) -> String {
     let shown = |address: Option<SocketAddr>| address.map_or_else(String::new, |a| a.to_string());
+    let node_ports = match &config.policy.node_ports {
+        NodePortAddresses::Primary => vec!["primary".to_owned()],
+        NodePortAddresses::Inside(prefixes) => prefixes.iter().map(ToString::to_string).collect(),
+    };
     let ours = json!({
         "mode": http::PROXY_MODE,
         "hostnameOverride": config.policy.node,
         "healthzBindAddress": shown(config.healthz),
         "metricsBindAddress": shown(config.metrics),
-        "nodePortAddresses": ["primary"],
+        "nodePortAddresses": node_ports,
     });
     json!({ "kubeproxy.config.k8s.io": ours }).to_string()
 }

@@ -193,6 +193,7 @@ pub(super) fn merged(in_force: &PolicyConfig, new: PolicyConfig) -> PolicyConfig
         kubernetes_via_hub: new.kubernetes_via_hub,
         compat_drop_service: new.compat_drop_service,
         compat_all_vips: new.compat_all_vips,
+        node_ports: new.node_ports,
         protect: ProtectConfig {
             given: new.protect.given,
             external_ips: new.protect.external_ips,

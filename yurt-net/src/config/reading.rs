@@ -32,6 +32,7 @@ const LIVE: &[&str] = &[
     "drift-interval",
     "external-ips",
     "kubernetes-via-hub",
+    "nodeport-addresses",
     "oom-score-adj",
     "protect",
     "service-cidr",

@@ -42,6 +42,8 @@ pub struct PolicyConfig {
     pub compat_all_vips: bool,
     /// `--packet-path`: packets of clients outside this node are served, too.
     pub serves_packets: bool,
+    /// `--nodeport-addresses`: where NodePorts are served.
+    pub node_ports: NodePortAddresses,
     /// Addresses and ports that no Service may take.
     pub protect: ProtectConfig,
 }
@@ -60,6 +62,7 @@ impl PolicyConfig {
             compat_drop_service: false,
             compat_all_vips: false,
             serves_packets: false,
+            node_ports: NodePortAddresses::default(),
             protect: ProtectConfig::default(),
         }
     }
@@ -131,7 +134,7 @@ pub struct Memory {
     pub members_of: String,
     /// Nodes in that pool.
     pub members: BTreeSet<String>,
-    /// Where NodePorts were served, at most one address of each family.
+    /// Where NodePorts were served.
     pub node_addresses: Vec<IpAddr>,
 }
 
@@ -187,6 +190,36 @@ impl FromStr for Place {
             Err(_) => {
                 Err("expected ADDR or ADDR:PORT, as 192.0.2.1, 192.0.2.1:6443 or [fd00::1]:6443")
             }
+        }
+    }
+}
+
+/// `--nodeport-addresses`: the addresses of this node at which NodePorts are served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// The primary address of each family.
+    #[default]
+    Primary,
+    /// Those inside these prefixes.
+    Inside(Vec<IpNetwork>),
+}
+
+impl FromStr for NodePortAddresses {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "primary" {
+            return Ok(Self::Primary);
+        }
+        let networks = text
+            .split(',')
+            .map(|network| network.trim().parse::<IpNetwork>());
+        let networks: Result<Vec<IpNetwork>, _> = networks.collect();
+        match networks {
+            Ok(networks) if text.matches(',').count() < text.matches('/').count() => {
+                Ok(Self::Inside(networks))
+            }
+            _ => Err("expected primary, or prefixes between commas, as 192.0.2.0/24,2001:db8::/64"),
         }
     }
 }

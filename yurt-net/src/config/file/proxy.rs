@@ -122,7 +122,7 @@ pub(crate) const FIELDS: &[Field] = &[
     field("detectLocal.bridgeInterface", "pod-bridge-interface", Shape::Text, &[], Needless),
     field("detectLocal.interfaceNamePrefix", "pod-interface-name-prefix", Shape::Text, &[], Prefix),
     field("clusterCIDR", "cluster-cidr", Shape::Cidrs, &[], Needless),
-    field("nodePortAddresses", "nodeport-addresses", Shape::NodePorts, &["primary"], Ignored("a NodePort is served at the primary addresses of the node")),
+    field("nodePortAddresses", "nodeport-addresses", Shape::NodePorts, &[], Flag("nodeport-addresses")),
     field("oomScoreAdj", "oom-score-adj", Shape::Integer(-1000, 1000), &[], Flag("oom-score-adj")),
     field("conntrack.maxPerCore", "conntrack-max-per-core", I32, &["32768"], Ignored(CONNTRACK)),
     field("conntrack.min", "conntrack-min", I32, &["131072"], Ignored(CONNTRACK)),
@@ -225,7 +225,7 @@ pub(super) fn decode(
             |of: &str| of == mode || is_flag && (of, mode) == ("iptables", "nftables");
         let mut set = |flag: &str, value: &str| decoded.settings.push(said.sets(flag, value));
         match field.effect {
-            Flag(flag) => said.values.iter().for_each(|value| set(flag, value)),
+            Flag(flag) => set(flag, &said.values.join(",")),
             NodeName => set("node", &said.first().trim().to_lowercase()),
             Period(of) if is_in_force(of) => set("drift-interval", said.first()),
             Prefix if looks_for_names => set("device", &format!("{}*", said.first())),

@@ -1,4 +1,5 @@
 use clap::CommandFactory as _;
+use proptest::prelude::*;
 
 use super::own::camel_case;
 use super::proxy::{FIELDS, FLAGGED};
@@ -102,7 +103,7 @@ const ROWS: &[Row] = &[
     ("detectLocal.bridgeInterface", "cni0", "detectLocalMode: BridgeInterface", Nothing),
     ("detectLocal.interfaceNamePrefix", "cali", "detectLocalMode: InterfaceNamePrefix", Sets(&["--device=cali*"])),
     ("clusterCIDR", "10.244.0.0/16,fd00:10:244::/56", "", Nothing),
-    ("nodePortAddresses", "[192.0.2.0/24]", "", Warns),
+    ("nodePortAddresses", "[192.0.2.0/24, 'fd00::/64']", "", Sets(&["--nodeport-addresses=192.0.2.0/24,fd00::/64"])),
     ("oomScoreAdj", "-998", "", Sets(&["--oom-score-adj=-998"])),
     ("conntrack.maxPerCore", "0", "", Warns),
     ("conntrack.min", "0", "", Warns),
@@ -278,7 +279,9 @@ fn our_own_document_has_a_field_for_each_flag_and_wins() {
     assert_eq!(all.settings[1].line, 8);
     let cli = Cli::command();
     let run = cli.find_subcommand("run").unwrap();
-    for flag in run.get_arguments().filter_map(clap::Arg::get_long) {
+    // Hidden are those of kube-proxy, which are fields of its own document.
+    let ours = run.get_arguments().filter(|arg| !arg.is_hide_set());
+    for flag in ours.filter_map(clap::Arg::get_long) {
         let field = camel_case(flag);
         let decoded = decoded(&format!("{OWN_HEAD}{field}: x"));
         let is_known = decoded.warnings.is_empty();
@@ -463,4 +466,16 @@ fn flags_of_kube_proxy_are_wrong_under_their_own_names() {
         r#"--cluster-cidr: "10.0.0.0": expected a prefix, as 10.244.0.0/16"#,
     ];
     assert_eq!(said(&flagged(None, &flags).problems), expected);
+}
+
+proptest! {
+    /// Whoever can write the file can make the agent refuse it, and no more.
+    #[test]
+    fn no_text_makes_the_decoder_panic(
+        text in "([a-z]{1,9}: |iptables:|- |[\\[\\]{},]|\n|\n  |---\n|[0-9]{1,20}|['\"]|&a |\\*a|true|null|\\PC){0,40}",
+    ) {
+        for head in ["", HEAD, OWN_HEAD] {
+            drop(decoded(&format!("{head}{text}")));
+        }
+    }
 }

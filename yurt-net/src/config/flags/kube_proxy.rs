@@ -67,6 +67,7 @@ const OURS: &[&str] = &[
     "healthz-bind-address",
     "kubeconfig",
     "metrics-bind-address",
+    "nodeport-addresses",
     "oom-score-adj",
     "v",
 ];

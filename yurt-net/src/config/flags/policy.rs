@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use ipnetwork::IpNetwork;
 
-use crate::policy::{ClosureFailure, ExternalIps, Place, PolicyConfig, ProtectConfig, ViaHub};
+use crate::policy::{
+    ClosureFailure, ExternalIps, NodePortAddresses, Place, PolicyConfig, ProtectConfig, ViaHub,
+};
 use crate::source::kube::{Access, Scope};
 
 /// What the agent asks its sources, and where traffic may go.
@@ -47,6 +49,10 @@ pub struct PolicyArgs {
     /// Which external IPs of Services are served: all that are not protected, none, or those inside prefixes.
     #[arg(long, default_value = "all", value_name = "all|none|CIDR,..")]
     pub external_ips: ExternalIps,
+    /// Where NodePorts are served: at the primary address of each family of this node, or at its addresses inside
+    /// prefixes, of which there are at most 16.
+    #[arg(long, default_value = "primary", value_name = "primary|CIDR,..")]
+    pub nodeport_addresses: NodePortAddresses,
     /// Serve packets from outside this node, and of Pods that bypass their sockets, at NodePorts, load balancers,
     /// external IPs and ClusterIPs.
     #[arg(long, default_value = "off", value_enum)]
@@ -120,6 +126,7 @@ impl PolicyArgs {
             compat_drop_service: self.compat_drop_service,
             compat_all_vips: self.compat_all_vips,
             serves_packets: self.packet_path == PacketPathArg::On,
+            node_ports: self.nodeport_addresses.clone(),
             protect: ProtectConfig {
                 given: self.protect.clone(),
                 external_ips: self.external_ips.clone(),

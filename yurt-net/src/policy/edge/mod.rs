@@ -5,9 +5,9 @@
 //! and ExternalIP always, LoadBalancer and NodePort by type; (3) no LoadBalancer frontend if the Service is discarded;
 //! only the load balancer addresses that PoolServices give to this pool, if there are any; neither LoadBalancer nor
 //! NodePort if `listen` leaves this pool out; (4) a NodePort is on the node's primary address of each family, present
-//! or last known; (5) nothing at a protected address or port (`protected`); (6) a ClusterIP that is also on an
-//! interface of this node is left to the process that listens there. Reference: kubernetes/kubernetes
-//! pkg/proxy/serviceport.go and pkg/proxy/util/utils.go; openyurtio/openyurt
+//! or last known, or on its addresses inside the operator's prefixes; (5) nothing at a protected address or port
+//! (`protected`); (6) a ClusterIP that is also on an interface of this node is left to the process that listens there.
+//! Reference: kubernetes/kubernetes pkg/proxy/serviceport.go and pkg/proxy/util/utils.go; openyurtio/openyurt
 //! pkg/yurthub/filter/{discardcloudservice,nodeportisolation}/filter.go. Differs: those filters remove the Services of
 //! (3), or leave them the addresses of all pools.
 #![forbid(unsafe_code)]
