@@ -131,6 +131,12 @@ fn services_are_listed_as_the_kernel_has_them_with_an_agent_and_without_one() ->
         "{}",
         said(&all)
     );
+    let all = said(&all);
+    let self_test = all.lines().find(|row| row.contains(" 192.0.0.8:9 "));
+    ensure!(
+        self_test.is_some_and(|row| row.starts_with("(self-test) ")),
+        "{all}"
+    );
     let unknown = node.yurt_net(&["services", "default/nothing"])?;
     ensure!(
         said(&unknown).contains("no frontend of default/nothing"),
@@ -145,6 +151,32 @@ fn services_are_listed_as_the_kernel_has_them_with_an_agent_and_without_one() ->
     assert_eq!(without, rows);
     let remark = listed["remark"].as_str().unwrap_or_default();
     ensure!(remark.contains("checkpoint"), "{listed}");
+    Ok(())
+}
+
+#[test]
+fn check_says_that_a_pin_is_not_the_map_that_it_is_called() -> Result<()> {
+    let mut world = with_services()?;
+    let agent = world.start(0, &[])?;
+    let node = world.node(0)?;
+    agent.kill9()?;
+    let pins = |checked: &str| {
+        let mut lines = checked.lines().map(str::to_owned);
+        lines.find(|line| line.starts_with("WARNING  pins"))
+    };
+    let checked = said(&node.yurt_net(&["check"])?);
+    assert_eq!(pins(&checked), None, "{checked}");
+    let directory = node.table_pins();
+    let [v4, v6, aside] = ["yurt_fe4", "yurt_fe6", "aside"].map(|name| directory.join(name));
+    for (from, to) in [(&v4, &aside), (&v6, &v4), (&aside, &v6)] {
+        fs::rename(from, to)?;
+    }
+    let checked = said(&node.yurt_net(&["check"])?);
+    let line = pins(&checked).unwrap_or_default();
+    ensure!(
+        line.contains("yurt_fe4 is no map of this yurt-net"),
+        "{checked}"
+    );
     Ok(())
 }
 

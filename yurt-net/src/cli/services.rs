@@ -16,7 +16,9 @@ use crate::dataplane::service::in_force::TableInForce;
 use crate::host::columns::columns;
 use crate::model::Protocol;
 use crate::output::print;
-use crate::plan::{FrontendKey, FrontendRow, KeyPort, MapImage, Outside};
+use crate::plan::{
+    FrontendKey, FrontendRow, KeyPort, MapImage, Outside, SELF_TEST_V4, SELF_TEST_V6,
+};
 use crate::table::Scope;
 use crate::text;
 
@@ -42,6 +44,8 @@ struct Listing {
 struct Row {
     /// `ns/name:port`; `None` if it is not known.
     service: Option<String>,
+    /// It is of no Service: the agent dials it to see that it serves.
+    is_self_test: bool,
     protocol: Protocol,
     frontend: SocketAddr,
     clients: Clients,
@@ -119,6 +123,7 @@ impl Row {
         let terms = set.and_then(|set| set.terms.as_deref());
         Some(Self {
             service: None,
+            is_self_test: [SELF_TEST_V4.ip(), SELF_TEST_V6.ip()].contains(&key.address),
             protocol,
             frontend: SocketAddr::new(key.address, port),
             clients: Clients::of(scope, row),
@@ -152,7 +157,11 @@ impl Row {
 
     fn columns(&self, shown: usize) -> [String; 6] {
         [
-            self.service.clone().unwrap_or_else(|| NONE.to_owned()),
+            match &self.service {
+                Some(service) => service.clone(),
+                None if self.is_self_test => "(self-test)".to_owned(),
+                None => NONE.to_owned(),
+            },
             self.protocol.to_string(),
             self.frontend.to_string(),
             self.clients.word().to_owned(),

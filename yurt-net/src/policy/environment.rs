@@ -9,6 +9,7 @@ use super::inputs::{Memory, NodeView, PolicyConfig, ViaHub};
 use super::node_addresses::node_addresses;
 use super::prefixes::GivenCidrs;
 use super::protected::Protected;
+use super::protected::wrong_pod_cidrs;
 use super::topology::Topology;
 use crate::model::{Rejection, Snapshot};
 use crate::pods::probe::Failing;
@@ -61,6 +62,7 @@ impl Environment {
         let (topology, mut memory) = Topology::resolve(snapshot, config, memory, rejections);
         let last = &memory.node_addresses;
         memory.node_addresses = node_addresses(snapshot, config, view, last, rejections);
+        rejections.extend(wrong_pod_cidrs(snapshot));
         let node = snapshot.nodes.get(&*config.node);
         let zone = node.and_then(|node| node.labels.get(ZONE_LABEL));
         let environment = Self {

@@ -19,6 +19,7 @@ mod inputs;
 mod memo;
 mod node_addresses;
 mod peers;
+mod pod_networks;
 mod prefixes;
 #[cfg(test)]
 mod proptests;

@@ -17,6 +17,7 @@ use crate::dataplane::attach::bpffs::check_bpffs;
 use crate::dataplane::attach::strays::{Strays, shown};
 use crate::dataplane::load::{ProgramSize, trial};
 use crate::dataplane::service::SocketLb;
+use crate::dataplane::service::in_force::TableInForce;
 use crate::dataplane::service::sockets::{self, Unsupported};
 use crate::error::chain;
 use crate::host::cgroup::{self, Cgroup, CgroupError};
@@ -90,6 +91,7 @@ async fn findings(args: &CheckArgs) -> Vec<Finding> {
     findings.push(cgroup_finding(&cgroup));
     findings.push(bpffs(&place.bpffs));
     if is_root {
+        findings.extend(tables(&place.bpffs));
         findings.extend(programs());
         findings.push(stale_sockets());
     }
@@ -187,6 +189,18 @@ fn bpffs(path: &Path) -> Finding {
             Finding::new("bpffs", Outcome::Failed, chain(&error), remedy)
         }
     }
+}
+
+/// Pins of tables that are not what they are called, or of which one is missing.
+fn tables(path: &Path) -> Option<Finding> {
+    let error = TableInForce::check(path).err()?;
+    let remedy = "an agent that runs makes them again, within --drift-interval, from what it knows; start it where none does";
+    Some(Finding::new(
+        "pins",
+        Outcome::Warning,
+        chain(&error),
+        remedy,
+    ))
 }
 
 fn programs() -> Vec<Finding> {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::fd::AsFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use yurt_ebpf::abi::TABLE_ABI;
 
@@ -27,16 +27,39 @@ pub struct TableInForce {
 }
 
 impl TableInForce {
+    /// Looks whether all of them can be read: an error says which one is absent, or another one in its place.
+    pub fn check(bpffs: &Path) -> Result<(), DataplaneError> {
+        Self::capacity(&directory(bpffs)).map(|_capacity| ())
+    }
+
     /// Reads them; `None` if there are none of this version, because no agent of it has served this node since the last
     /// cleanup or boot.
     pub fn read(bpffs: &Path) -> Result<Option<Self>, DataplaneError> {
-        let root = bpffs.join("yurt-net");
-        let dir = root.join(format!("v{TABLE_ABI}"));
+        let dir = directory(bpffs);
+        let Some(capacity) = Self::capacity(&dir)? else {
+            return Ok(None);
+        };
+        let table = Table::open(capacity, &dir)?;
+        let arrays = table.mapped()?;
+        let mut image = MapImage::empty(capacity);
+        for _ in 0..ATTEMPTS {
+            image = decode(capacity, &table.written_rows()?, &arrays);
+            if holds(&image, &table.written_rows()?, &arrays) {
+                break;
+            }
+        }
+        let links = bpffs.join("yurt-net/links");
+        let is_attached = fs::read_dir(links).is_ok_and(|mut pins| pins.next().is_some());
+        Ok(Some(Self { image, is_attached }))
+    }
+
+    /// How large they are, if all of them are what an agent of this version makes; `None` if there are none.
+    fn capacity(dir: &Path) -> Result<Option<Capacity>, DataplaneError> {
         if !dir.join("yurt_svc").exists() {
             return Ok(None);
         }
         let entries = |name| {
-            let map = open_map(&dir, name)?;
+            let map = open_map(dir, name)?;
             let info = sys::map_info(map.as_fd()).map_err(on_map("inspect", name))?;
             Ok::<u32, DataplaneError>(info.max_entries)
         };
@@ -53,17 +76,11 @@ impl TableInForce {
                 return Err(DataplaneError::OtherMap { path });
             }
         }
-        let table = Table::open(capacity, &dir)?;
-        let arrays = table.mapped()?;
-        let mut image = MapImage::empty(capacity);
-        for _ in 0..ATTEMPTS {
-            image = decode(capacity, &table.written_rows()?, &arrays);
-            if holds(&image, &table.written_rows()?, &arrays) {
-                break;
-            }
-        }
-        let is_attached =
-            fs::read_dir(root.join("links")).is_ok_and(|mut pins| pins.next().is_some());
-        Ok(Some(Self { image, is_attached }))
+        Ok(Some(capacity))
     }
+}
+
+/// Of the pins of this version.
+fn directory(bpffs: &Path) -> PathBuf {
+    bpffs.join(format!("yurt-net/v{TABLE_ABI}"))
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
+use super::pod_networks::{PodNetworks, pod_cidrs};
 use crate::model::{AddressFamily, Kind, NamespacedName, Rejection, Snapshot};
 use crate::table::{ClusterPrefixes, FrontendKind, MAX_PREFIXES, ServiceTable};
 use crate::text;
@@ -215,34 +216,38 @@ pub(super) fn cluster_prefixes(
 /// A warning if the addresses of Pods overlap those of Services: about this node first, else about the first Node. The
 /// two ranges are often given by different people, and each works without the other.
 pub fn pods_among_services(snapshot: &Snapshot, table: &ServiceTable) -> Option<String> {
-    let own = snapshot.nodes.get(&*table.node).into_iter();
-    let nodes = own.chain(snapshot.nodes.values());
-    let mut ranges = nodes.flat_map(|node| node.pod_cidrs.iter().map(move |cidr| (node, *cidr)));
+    let whose =
+        |pods: IpNetwork, node: &str| format!("podCIDR {pods} of Node {}", text::name(node));
+    const REMEDY: &str = "give the Pods or the Services another range";
+    let is_other = |node: &str| *node != *table.node;
+    let ranges = || pod_cidrs(snapshot).map(|(cidr, node, _)| (cidr, node));
     let prefixes = &table.cluster_prefixes;
-    ranges.find_map(|(node, pods)| {
-        let whose = || format!("podCIDR {pods} of Node {}", text::name(&node.name));
-        const REMEDY: &str = "give the Pods or the Services another range";
-        let is_common = |services: &&IpNetwork| {
+    let known: Vec<&IpNetwork> = match prefixes.are_service_cidrs {
+        true => prefixes.prefixes.iter().filter(|p| !is_one(p)).collect(),
+        false => Vec::new(),
+    };
+    let overlaps = ranges().filter_map(|(pods, node)| {
+        let is_common = |services: &&&IpNetwork| {
             services.contains(pods.network()) || pods.contains(services.network())
         };
-        if prefixes.are_service_cidrs
-            && let Some(services) = prefixes.prefixes.iter().filter(|p| !is_one(p)).find(is_common)
-        {
-            return Some(format!(
-                "{} overlaps the service CIDR {services}: connections to Pods there are refused, as to ClusterIPs that no \
-                 Service has; {REMEDY}",
-                whose()
-            ));
-        }
-        let frontends = table.services.iter().flat_map(|entry| &entry.frontends);
-        let mut inside = frontends.filter(|f| f.kind == FrontendKind::ClusterIp);
-        let inside = inside.find(|frontend| pods.contains(frontend.address))?;
-        Some(format!(
-            "{} contains the ClusterIP {}: a Pod that is given this address is not reached; {REMEDY}",
-            whose(),
-            inside.address
-        ))
-    })
+        Some((pods, &node.name, **known.iter().find(is_common)?))
+    });
+    if let Some((pods, node, services)) = overlaps.min_by_key(|(_, node, _)| is_other(node)) {
+        return Some(format!(
+            "{} overlaps the service CIDR {services}: connections to Pods there are refused, as to ClusterIPs that no \
+             Service has; {REMEDY}",
+            whose(pods, node)
+        ));
+    }
+    let networks: PodNetworks = ranges().collect();
+    let frontends = table.services.iter().flat_map(|entry| &entry.frontends);
+    let frontends = frontends.filter(|f| f.kind == FrontendKind::ClusterIp);
+    let inside = frontends.filter_map(|f| Some((networks.find(f.address)?, f.address)));
+    let ((pods, node), address) = inside.min_by_key(|((_, node), _)| (is_other(node), *node))?;
+    Some(format!(
+        "{} contains the ClusterIP {address}: a Pod that is given this address is not reached; {REMEDY}",
+        whose(pods, node)
+    ))
 }
 
 /// A ClusterIP that is outside what the cluster says of them.

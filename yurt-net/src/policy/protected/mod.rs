@@ -12,7 +12,7 @@
 //! | link-local, YurtHub's addresses | no | no | - | not YurtHub's ports there |
 //! | address and port of an apiserver, of a configured YurtHub; `--protect` | no | no | no | no, but default/kubernetes |
 //! | addresses of this Node, and of others whose objects the source has | no | not the lifelines' ports | likewise | yes |
-//! | inside the podCIDRs of this Node, and of others whose objects the source has; a Pod's of this node (`environment`) | no | yes | - | yes |
+//! | inside the podCIDRs of this Node, and of others whose objects the source has, unless Nodes are in there, too; a Pod's of this node (`environment`) | no | yes | - | yes |
 //! | the node's nameservers, at the ports of DNS | no | yes | no, also where one is a loopback address | yes |
 //!
 //! Other Nodes are known from `file:` alone. From an apiserver or YurtHub the agent asks for its own Node only: in a
@@ -29,10 +29,9 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use ipnetwork::IpNetwork;
-
 use super::inputs::{NodeView, Place, PolicyConfig, ProtectConfig};
-use crate::model::{NamespacedName, Snapshot};
+use super::pod_networks::{PodNetworks, pod_cidrs};
+use crate::model::{Kind, NamespacedName, Rejection, Snapshot};
 use crate::plan::{SELF_TEST_V4, SELF_TEST_V6};
 use crate::table::FrontendKind;
 use crate::text;
@@ -105,7 +104,7 @@ pub struct Protected {
     /// The addresses of Nodes and of this machine, sorted.
     nodes: Vec<(IpAddr, Whose)>,
     /// The podCIDRs of Nodes. The kubelet probes Pods there, and members of a database reach each other there.
-    pods: Vec<(IpNetwork, Arc<str>)>,
+    pods: PodNetworks,
     /// Apiservers, sorted.
     servers: Vec<SocketAddr>,
     nameservers: BTreeSet<IpAddr>,
@@ -127,10 +126,7 @@ impl Protected {
         nodes.extend(local.map(|address| (*address, Whose::ThisNode)));
         nodes.sort_unstable();
         nodes.dedup_by(|next, kept| next.0 == kept.0);
-        let pods = snapshot.nodes.values().flat_map(|node| {
-            let cidrs = node.pod_cidrs.iter();
-            cidrs.map(|cidr| (*cidr, node.name.clone()))
-        });
+        let pods = pod_cidrs(snapshot).filter(|(_, _, is_wrong)| !is_wrong);
         let mut servers = config.protect.servers.clone();
         // The apiservers' own controller writes these addresses.
         let own = NamespacedName::new("default", "kubernetes");
@@ -149,7 +145,7 @@ impl Protected {
         servers.dedup();
         Self {
             nodes,
-            pods: pods.collect(),
+            pods: pods.map(|(cidr, node, _)| (cidr, node)).collect(),
             servers,
             nameservers: view.nameservers.clone(),
             config: config.protect.clone(),
@@ -239,9 +235,8 @@ impl Protected {
                     ));
                 }
                 _ => {
-                    let is_of_pods = |(cidr, _): &&(IpNetwork, _)| cidr.contains(address);
                     if kind == FrontendKind::ExternalIp
-                        && let Some((cidr, node)) = self.pods.iter().find(is_of_pods)
+                        && let Some((cidr, node)) = self.pods.find(address)
                     {
                         return Some(format!(
                             "an address of Pods ({cidr} of Node {}), which no external IP may take",
@@ -329,6 +324,18 @@ impl Protected {
         self.is_lifeline(at.port())
             .then(|| format!("{whose}, at a port by which the node is reached"))
     }
+}
+
+/// podCIDRs that say nothing of where Pods are, because Nodes are there.
+pub(super) fn wrong_pod_cidrs(snapshot: &Snapshot) -> impl Iterator<Item = Rejection> {
+    let wrong = pod_cidrs(snapshot).filter(|(_, _, is_wrong)| *is_wrong);
+    wrong.map(|(cidr, node, _)| {
+        let reason = format!(
+            "podCIDR {cidr} has addresses of Nodes in it, so external IPs inside are not taken for those of Pods: give its \
+             Pods another range"
+        );
+        snapshot.reject(Kind::Node, &NamespacedName::new("", node.name.clone()), reason)
+    })
 }
 
 pub(super) fn is_hub(address: IpAddr) -> bool {

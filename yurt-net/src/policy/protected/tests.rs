@@ -313,3 +313,27 @@ fn others_are_told_whose_an_address_is_and_all_that_can_be_named() {
     }
     assert!(listed.contains_key(&SELF_TEST_V4.ip()) && listed.contains_key(&SELF_TEST_V6.ip()));
 }
+
+#[test]
+fn a_pod_cidr_with_nodes_in_it_is_told_and_takes_no_external_ip_away() {
+    for (cidr, is_wrong) in [
+        ("0.0.0.0/0", true),
+        ("203.0.113.0/24", true),
+        ("192.0.0.0/8", true),
+        ("198.51.100.0/24", false),
+        ("::/0", true),
+    ] {
+        let mut world = written(&["198.51.100.7"], 80);
+        world.node("z9", None, |node| {
+            node.internal_ips = vec![ip("192.0.2.99")];
+            node.pod_cidrs = vec![cidr.parse().unwrap()];
+        });
+        let is_taken = cidr.starts_with("198.51");
+        assert_eq!(given(&mut world).len(), 2 - usize::from(is_taken), "{cidr}");
+        let told = world.rejections();
+        let of_node = told
+            .iter()
+            .filter(|told| told.starts_with("Node z9: podCIDR"));
+        assert_eq!(of_node.count(), usize::from(is_wrong), "{cidr}: {told:?}");
+    }
+}
