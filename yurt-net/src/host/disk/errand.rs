@@ -2,8 +2,10 @@
 //!
 //! A thread that waits for such a disk cannot be ended. So each question has a thread of its own, and its answer is
 //! waited for with a limit. While a question is open it is not asked again, so a disk that never answers costs a few
-//! threads, and the loop one such wait.
+//! threads, and the loop one such wait. What is done with an answer takes time, too, and that is no silence: [`AtDisk`]
+//! tells the two apart.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -78,14 +80,30 @@ impl<T: Send + 'static> Errand<T> {
     /// Like [`Self::answer`], but says only once that the job takes longer, and then waits for it without a limit.
     /// `None` without a running job: the job was lost with its thread. Cancel safe.
     pub async fn news(&mut self, patience: Duration) -> Option<T> {
-        if self.running.as_ref().is_some_and(|running| running.is_told) {
-            return self.late().await;
+        self.news_if(patience, || true).await
+    }
+
+    /// The same, but that the job takes longer is no news while it is not silent.
+    pub async fn news_if(
+        &mut self,
+        patience: Duration,
+        mut is_silent: impl FnMut() -> bool,
+    ) -> Option<T> {
+        let mut limit = patience;
+        loop {
+            if self.running.as_ref().is_some_and(|running| running.is_told) {
+                return self.late().await;
+            }
+            let answer = self.answer(limit).await;
+            match &mut self.running {
+                Some(running) if !is_silent() => limit = running.since.elapsed() + patience,
+                Some(running) => {
+                    running.is_told = true;
+                    return None;
+                }
+                None => return answer,
+            }
         }
-        let answer = self.answer(patience).await;
-        if let Some(running) = &mut self.running {
-            running.is_told = true;
-        }
-        answer
     }
 
     /// No job is running, and no answer waits to be taken.
@@ -115,6 +133,30 @@ impl<T: Send + 'static> Errand<T> {
         };
         self.running = None;
         result.ok()
+    }
+}
+
+/// Since when work waits for the disk, for those who look on.
+#[derive(Clone, Debug, Default)]
+pub struct AtDisk(Arc<Mutex<Option<Instant>>>);
+
+impl AtDisk {
+    /// Does something for which the disk may keep it waiting.
+    pub fn during<T>(&self, ask: impl FnOnce() -> T) -> T {
+        self.set(Some(Instant::now()));
+        let answer = ask();
+        self.set(None);
+        answer
+    }
+
+    fn set(&self, since: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
+    /// It has waited for so long.
+    pub fn is_silent(&self, patience: Duration) -> bool {
+        let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        since.is_some_and(|since| since.elapsed() >= patience)
     }
 }
 
@@ -152,7 +194,8 @@ mod tests {
         errand.begin(move || disk.recv().unwrap());
         assert_eq!(errand.news(Duration::ZERO).await, None);
         assert!(!errand.is_idle());
-        assert_eq!(errand.news(Duration::ZERO).now_or_never(), None, "it waits");
+        let waits = errand.news(Duration::ZERO).now_or_never();
+        assert_eq!(waits, None, "it waits");
         answer.send(1).unwrap();
         assert_eq!(errand.news(Duration::ZERO).await, Some(1));
         assert!(errand.is_idle());
@@ -160,6 +203,35 @@ mod tests {
         let (_answer, disk) = mpsc::channel::<u8>();
         errand.begin(move || disk.recv().map_or(2, Into::into));
         assert_eq!(errand.news(Duration::ZERO).await, None);
+    }
+
+    #[tokio::test]
+    async fn work_that_goes_on_is_waited_for_and_told_only_when_the_disk_is_what_it_waits_for() {
+        let (mut errand, disk) = (Errand::default(), AtDisk::default());
+        let (go_on, told) = mpsc::channel::<()>();
+        let at_disk = disk.clone();
+        errand.begin(move || {
+            // It parses what it has read.
+            told.recv().unwrap();
+            at_disk.during(|| told.recv().unwrap());
+            1
+        });
+        let mut looks = 0;
+        let is_silent = || {
+            looks += 1;
+            if looks == 3 {
+                go_on.send(()).unwrap();
+            }
+            disk.is_silent(Duration::ZERO)
+        };
+        assert_eq!(
+            errand.news_if(Duration::from_millis(1), is_silent).await,
+            None
+        );
+        assert!(looks >= 3, "{looks}");
+        go_on.send(()).unwrap();
+        assert_eq!(errand.late().await, Some(1));
+        assert!(!disk.is_silent(Duration::ZERO));
     }
 
     #[tokio::test]

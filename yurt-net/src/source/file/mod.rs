@@ -29,7 +29,7 @@ use super::decode::{self, Format, Names};
 use super::error::SourceError;
 use super::room::Room;
 use crate::host::clock::unix_seconds;
-use crate::host::disk::errand::Errand;
+use crate::host::disk::errand::{AtDisk, Errand};
 use crate::model::Snapshot;
 
 mod merge;
@@ -83,6 +83,7 @@ pub struct FileSource {
     /// Kept here, so that a wait that is cancelled goes on where it was.
     settling: Option<Settling>,
     looking: Errand<Option<Scan>>,
+    disk: AtDisk,
 }
 
 /// How far the wait for the end of a change has come.
@@ -127,7 +128,13 @@ impl FileSource {
             next_poll: None,
             settling: None,
             looking: Errand::default(),
+            disk: AtDisk::default(),
         }
+    }
+
+    /// Tells whether [`Self::load`], which may take its time, waits for the disk.
+    pub fn disk(&self) -> AtDisk {
+        self.disk.clone()
     }
 
     /// Lets it know what it said last, before it has read anything: that is kept of what cannot be read.
@@ -155,17 +162,18 @@ impl FileSource {
 
     fn try_load(&mut self) -> Result<Snapshot, SourceError> {
         let mut fresh = BTreeMap::new();
-        let mut scan = Scan::take(&self.root)?;
+        let mut scan = self.disk.during(|| Scan::take(&self.root))?;
         // What a file still says is not there twice while it is read, be it the manifest of a whole cluster.
         let known = self.files.values().flat_map(Manifest::all);
         self.names.expect(known.map(|located| &located.object));
         for attempt in 1.. {
             if let Watching::On(watch) = &mut self.watch {
-                watch.set(&self.root, &scan.directories);
+                let disk = &self.disk;
+                disk.during(|| watch.set(&self.root, &scan.directories));
             }
             let is_last = attempt == LOAD_ATTEMPTS;
             let has_changed = self.read(&scan, &mut fresh, is_last)?;
-            let after = Scan::take(&self.root)?;
+            let after = self.disk.during(|| Scan::take(&self.root))?;
             if is_last || (!has_changed && after == scan) {
                 self.is_dirty |= after != scan;
                 break;
@@ -214,11 +222,12 @@ impl FileSource {
                 self.root.join(name)
             };
             let known = self.files.get(name);
-            if let Some(same) = known.filter(|known| known.is_in(&path, *stamp)) {
+            let is_same = |known: &&Manifest| self.disk.during(|| known.is_in(&path, *stamp));
+            if let Some(same) = known.filter(is_same) {
                 fresh.insert(name.clone(), same.read_again(*stamp));
                 continue;
             }
-            let file = match read_file(&path, *stamp) {
+            let file = match self.disk.during(|| read_file(&path, *stamp)) {
                 Reading::Bytes(bytes) => self.decode(name, *stamp, &bytes, &mut room),
                 Reading::Changed if is_last => Manifest {
                     is_provisional: true,

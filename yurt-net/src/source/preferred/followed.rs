@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::chain;
-use crate::host::disk::errand::{Errand, PATIENCE, SILENCE};
+use crate::host::disk::errand::{AtDisk, Errand, PATIENCE, SILENCE};
 use crate::model::Snapshot;
 use crate::source::error::SourceError;
 use crate::source::file::{FileSource, SILENT_AFTER};
@@ -17,6 +17,8 @@ pub(super) struct FollowedFile {
     /// `None` while another thread reads it.
     source: Option<Box<FileSource>>,
     loading: Errand<Loaded>,
+    /// Whether that waits for the disk.
+    disk: AtDisk,
     /// What an earlier agent took from it, handed over while it was being read.
     memory: Option<Snapshot>,
     /// The last good snapshot.
@@ -36,6 +38,7 @@ impl FollowedFile {
         }
         let mut file = Self {
             path: path.to_owned(),
+            disk: source.disk(),
             source: Some(Box::new(source)),
             loading: Errand::default(),
             memory: None,
@@ -69,7 +72,9 @@ impl FollowedFile {
             source.changed().await;
             self.load();
         }
-        match self.loading.news(SILENT_AFTER).await {
+        let disk = &self.disk;
+        let is_silent = || disk.is_silent(SILENT_AFTER);
+        match self.loading.news_if(SILENT_AFTER, is_silent).await {
             Some(loaded) => {
                 let _told = self.take(loaded);
             }
@@ -77,7 +82,9 @@ impl FollowedFile {
                 self.error = Some(format!("{}: {SILENCE}", self.path.display()));
                 if self.loading.is_idle() {
                     // The source went with its thread, which has logged why.
-                    self.source = Some(Box::new(FileSource::new(&self.path)));
+                    let source = FileSource::new(&self.path);
+                    self.disk = source.disk();
+                    self.source = Some(Box::new(source));
                 }
             }
         }
