@@ -90,11 +90,13 @@ use crate::dataplane::load::load_from;
 use crate::dataplane::service::Options;
 use crate::error::PathError;
 use crate::host::cgroup::{Cgroup, cgroup};
+use crate::host::process::most_open_files;
 use crate::node::NodeWatch;
-use crate::policy::PolicyConfig;
+use crate::policy::{HEALTH_CHECK_SHARE, PolicyConfig};
 use crate::source::checkpoint::Loaded;
 use crate::source::kube::Servers;
 use crate::source::preferred::Sources;
+use crate::table::MAX_HEALTH_CHECKS;
 
 /// Runs until SIGTERM or SIGINT. `written`: the file that the configuration was read from, to be followed.
 pub async fn run(config: AgentConfig, written: Option<Written>) -> Result<(), AgentError> {
@@ -283,11 +285,14 @@ impl Agent {
     }
 }
 
-/// The policy, with the addresses and ports that no Service may take from this agent and its sources.
+/// The policy, with the addresses and ports that no Service may take from this agent and its sources, and with what
+/// this process has room for.
 fn policy(config: &AgentConfig, servers: &Servers) -> PolicyConfig {
     let mut policy = config.policy.clone();
     policy.protect.servers = servers.addresses();
     let ours = config.metrics.iter().chain(&config.healthz);
     policy.protect.agent_ports = ours.map(|address| address.port()).collect();
+    // Programs at the devices of Pods need most of them.
+    policy.max_health_checks = MAX_HEALTH_CHECKS.min(most_open_files() / HEALTH_CHECK_SHARE);
     policy
 }

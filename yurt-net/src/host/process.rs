@@ -55,6 +55,18 @@ impl Process {
     }
 }
 
+/// How many files this process may have open, at most: the hard limit of `RLIMIT_NOFILE`, to which the agent raises its
+/// own. `usize::MAX` where there is no limit.
+pub fn most_open_files() -> usize {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: a valid structure, which outlives the call; a failure leaves it as it is.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    usize::try_from(limit.rlim_max).unwrap_or(usize::MAX)
+}
+
 /// Sets the score by which the kernel kills processes when memory is short, from -1000 (never) to 1000. Processes that
 /// this one starts inherit it. A lower score than the inherited one needs `CAP_SYS_RESOURCE`.
 pub fn set_oom_score(score: i16) -> io::Result<()> {

@@ -34,6 +34,7 @@ pub(super) struct Environment {
     pub(super) compat_drop_service: bool,
     pub(super) compat_all_vips: bool,
     pub(super) serves_packets: bool,
+    pub(super) max_health_checks: usize,
     pub(super) protected: Protected,
     /// The addresses of this node's Pods.
     pub(super) pods: Arc<BTreeSet<IpAddr>>,
@@ -79,6 +80,7 @@ impl Environment {
             compat_drop_service: config.compat_drop_service,
             compat_all_vips: config.compat_all_vips,
             serves_packets: config.serves_packets,
+            max_health_checks: config.max_health_checks,
             protected: Protected::new(snapshot, config, view),
             pods: view.pods.clone(),
             truth: view.truth.clone(),

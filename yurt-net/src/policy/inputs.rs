@@ -12,12 +12,17 @@ use ipnetwork::IpNetwork;
 use crate::model::Node;
 use crate::pods::probe::Failing;
 use crate::pods::truth::Truth;
+use crate::table::MAX_HEALTH_CHECKS;
 
 /// Label of a Node that names its pool, unless a build of OpenYurt changed it.
 pub const POOL_LABEL: &str = "apps.openyurt.io/nodepool";
 
 /// Where the agent's metrics are unless told otherwise.
 pub const METRICS_PORT: u16 = 10249;
+
+/// Health checks have at most one of so many files that the agent may have open. Whoever writes Services decides how
+/// many there are, and the agent opens files for each Pod.
+pub const HEALTH_CHECK_SHARE: usize = 4;
 
 /// The operator's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +51,8 @@ pub struct PolicyConfig {
     pub node_ports: NodePortAddresses,
     /// Addresses and ports that no Service may take.
     pub protect: ProtectConfig,
+    /// Health checks of load balancers that this node has sockets for.
+    pub max_health_checks: usize,
 }
 
 impl PolicyConfig {
@@ -64,6 +71,7 @@ impl PolicyConfig {
             serves_packets: false,
             node_ports: NodePortAddresses::default(),
             protect: ProtectConfig::default(),
+            max_health_checks: MAX_HEALTH_CHECKS,
         }
     }
 }

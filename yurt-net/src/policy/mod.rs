@@ -38,8 +38,8 @@ pub use self::established::{
     ClosureEstablished, Fate, Flow, Judge, Standing, SuspectBackends, Suspects,
 };
 pub use self::inputs::{
-    ClosureFailure, ExternalIps, METRICS_PORT, Memory, NodePortAddresses, NodeView, POOL_LABEL,
-    Place, PolicyConfig, ProtectConfig, ViaHub,
+    ClosureFailure, ExternalIps, HEALTH_CHECK_SHARE, METRICS_PORT, Memory, NodePortAddresses,
+    NodeView, POOL_LABEL, Place, PolicyConfig, ProtectConfig, ViaHub,
 };
 pub use self::memo::Memo;
 pub use self::peers::pool_peers;

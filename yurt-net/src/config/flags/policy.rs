@@ -9,6 +9,7 @@ use crate::policy::{
     ClosureFailure, ExternalIps, NodePortAddresses, Place, PolicyConfig, ProtectConfig, ViaHub,
 };
 use crate::source::kube::{Access, Scope};
+use crate::table::MAX_HEALTH_CHECKS;
 
 /// What the agent asks its sources, and where traffic may go.
 #[derive(Args, Clone, Debug)]
@@ -132,6 +133,7 @@ impl PolicyArgs {
                 external_ips: self.external_ips.clone(),
                 ..ProtectConfig::default()
             },
+            max_health_checks: MAX_HEALTH_CHECKS,
         }
     }
 }

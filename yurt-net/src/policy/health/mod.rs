@@ -5,10 +5,10 @@
 //! if this node serves it; (2) its ready endpoints on this node count, each address once, whatever their ports; (3) no
 //! port by which the node is reached (`protected`); (4) no TCP NodePort, because connections to it never reach the
 //! listener; a load balancer does not have the port at an address of this node (`conflicts`); (5) of several Services
-//! the first by precedence, age and name; (6) at most `MAX_HEALTH_CHECKS`: first those of Services that come before
-//! tenants, then the first one of each namespace, the second one of each, and so on.
-//! Reference: kubernetes/kubernetes pkg/proxy/healthcheck/service_health.go and pkg/proxy/endpointschangetracker.go.
-//! Differs: there, no port is protected, and the first to bind has it.
+//! the first by precedence, age and name; (6) at most `MAX_HEALTH_CHECKS`, or fewer where the agent may open few files:
+//! first those of Services that come before tenants, then the first one of each namespace, the second one of each, and
+//! so on. Reference: kubernetes/kubernetes pkg/proxy/healthcheck/service_health.go and
+//! pkg/proxy/endpointschangetracker.go. Differs: there, no port is protected, and the first to bind has it.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,8 +57,8 @@ pub(super) enum Refusal {
     NodePort(NamespacedName),
     /// This Service has its health check there, and comes first.
     Another(NamespacedName),
-    /// There are too many.
-    TooMany,
+    /// There are more than so many.
+    TooMany(usize),
 }
 
 impl Refusal {
@@ -67,9 +67,15 @@ impl Refusal {
         let why = match self {
             Self::NodePort(of) => format!("a NodePort of {of}"),
             Self::Another(of) => format!("that of {of}, which comes first"),
-            Self::TooMany => format!(
-                "one too many: namespaces share the {MAX_HEALTH_CHECKS} of this node evenly"
-            ),
+            Self::TooMany(most) => {
+                let short = match most < &MAX_HEALTH_CHECKS {
+                    true => {
+                        ", and the agent may open no files for more: raise its limit of open files (RLIMIT_NOFILE)"
+                    }
+                    false => "",
+                };
+                format!("one too many: namespaces share the {most} of this node evenly{short}")
+            }
         };
         format!("healthCheckNodePort {port} is {why}")
     }
@@ -79,6 +85,7 @@ impl Refusal {
 pub(super) fn settle<'a>(
     mut asked: Vec<Asked>,
     entries: impl Iterator<Item = &'a Arc<ServiceEntry>>,
+    most: usize,
 ) -> (Vec<HealthCheck>, BTreeMap<NamespacedName, Refusal>) {
     if asked.is_empty() {
         return (Vec::new(), BTreeMap::new());
@@ -115,7 +122,7 @@ pub(super) fn settle<'a>(
         refused.insert(check.service, why);
     }
     // Otherwise one namespace with many checks would take the places of all others, on every node.
-    let turns = text::in_turns(&order, MAX_HEALTH_CHECKS, |port| {
+    let turns = text::in_turns(&order, most, |port| {
         let NamespacedName { namespace, name } = &served.get(port)?.service;
         Some(match Standing::of(namespace, name) {
             Standing::Tenant => (true, &**namespace, 0),
@@ -126,7 +133,7 @@ pub(super) fn settle<'a>(
     let kept: BTreeSet<u16> = turns.into_iter().copied().collect();
     for port in order.iter().filter(|port| !kept.contains(port)) {
         let check = served.remove(port);
-        refused.extend(check.map(|check| (check.service, Refusal::TooMany)));
+        refused.extend(check.map(|check| (check.service, Refusal::TooMany(most))));
     }
     (served.into_values().collect(), refused)
 }

@@ -218,11 +218,14 @@ fn a_node_has_no_more_health_checks_than_it_has_sockets_for() {
     };
     let most = u16::try_from(MAX_HEALTH_CHECKS).unwrap();
     let all: Vec<Asked> = (0..=most).rev().map(asked).collect();
-    let (served, refused) = settle(all, [].iter());
+    let (served, refused) = settle(all, [].iter(), MAX_HEALTH_CHECKS);
     assert_eq!(served.len(), MAX_HEALTH_CHECKS);
     assert!(served.is_sorted_by_key(|check| check.port));
     let youngest = NamespacedName::new("default", format!("web-{most}"));
-    assert_eq!(refused, [(youngest, Refusal::TooMany)].into());
+    assert_eq!(
+        refused,
+        [(youngest, Refusal::TooMany(MAX_HEALTH_CHECKS))].into()
+    );
 }
 
 #[test]
@@ -240,7 +243,7 @@ fn one_namespace_with_many_health_checks_closes_none_of_another() {
     let few = (2000..2003).map(|number| asked(number, "few"));
     let system = [asked(2500, "kube-system")];
     let all: Vec<Asked> = many.chain(few).chain(system).collect();
-    let (served, refused) = settle(all, [].iter());
+    let (served, refused) = settle(all, [].iter(), MAX_HEALTH_CHECKS);
     let count = |namespace: &str| {
         let of = |check: &&HealthCheck| &*check.service.namespace == namespace;
         served.iter().filter(of).count()
@@ -257,6 +260,28 @@ fn one_namespace_with_many_health_checks_closes_none_of_another() {
         &*service.namespace == "many" && number >= most - 4
     };
     assert!(refused.keys().all(is_young), "{refused:?}");
+}
+
+#[test]
+fn where_the_agent_may_open_few_files_there_are_fewer_health_checks_and_who_has_none_is_told_why() {
+    let mut world = world();
+    world.config.max_health_checks = 2;
+    for n in 1..4 {
+        world.service(&format!("web-{n}"), |service| {
+            balanced(service, 31000 + n);
+            service.cluster_ips = [ip(&format!("10.96.1.{n}"))].into();
+            service.created_at = 20 + u64::from(n);
+        });
+    }
+    world.service("web", |service| service.created_at = 10);
+    assert_eq!(checks(&mut world), ["30999 web 1", "31001 web-1 0"]);
+    let told = |n| {
+        format!(
+            "Service web-{n}: healthCheckNodePort 3100{n} is one too many: namespaces share the 2 of this node evenly, and \
+             the agent may open no files for more: raise its limit of open files (RLIMIT_NOFILE)"
+        )
+    };
+    assert_eq!(world.rejections(), [told(2), told(3)]);
 }
 
 /// The memo has no say: what is counted in place is what a first compile counts.

@@ -281,7 +281,11 @@ impl Memo {
         let services = self.services.values();
         let asked = services.filter_map(|of| Some((of.created_at, of.health_check.clone()?)));
         let shown = self.services.values().flat_map(|of| &of.shown);
-        let (health_checks, mut without) = health::settle(asked.collect(), shown);
+        let most = self
+            .environment
+            .as_ref()
+            .map_or(0, |of| of.max_health_checks);
+        let (health_checks, mut without) = health::settle(asked.collect(), shown, most);
         self.table.health_checks = health_checks;
         for (name, remembered) in &mut self.services {
             remembered.refuse_health_check(without.remove(name));
