@@ -88,7 +88,7 @@ fn what_a_document_takes_besides_its_text_is_bounded_whatever_is_in_it() {
         (
             "fields that nobody reads",
             "",
-            service("spec: {}\nstatus:\n  x:\n", MANY, field),
+            service("spec: {clusterIP: None}\nstatus:\n  x:\n", MANY, field),
         ),
         (
             "values that are read",
