@@ -288,6 +288,44 @@ fn packets_of_layer_3_devices_are_served_masqueraded_and_refused() -> Result<()>
 }
 
 #[test]
+fn what_fails_for_layer_3_devices_costs_no_other_device() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let _tunnels = layer_3_devices(&stage.world)?;
+    let near = stage.near.clone();
+    stage.lead_to(&[&near]);
+    // A directory in the place of their array.
+    let l3 = stage.world.node(0)?.bpffs().join("yurt-net/packet-v2/l3");
+    fs::create_dir_all(l3.join("yurt_edge_more"))?;
+    let agent = stage.world.start(0, ON)?;
+    let node = stage.world.node(0)?;
+    node.wait_for_status("that it fails is told, and Ethernet is served", |status| {
+        let packets = status.packet_path.as_ref();
+        packets.is_some_and(|packets| packets.devices == ["eth0"] && packets.problem.is_some())
+    })?;
+    let to = &stage.frontends()?[0];
+    assert_eq!(stage.who(Tcp, to)?, names(["near"]));
+    fs::remove_dir(l3.join("yurt_edge_more"))?;
+    // Something else that is pinned there gives way.
+    fs::hard_link(l3.with_file_name("yurt_edge"), l3.join("yurt_edge_more"))?;
+    node.netns().ip("link set tun1 down")?;
+    node.wait_for_status("all are served", |status| {
+        let packets = status.packet_path.as_ref();
+        packets.is_some_and(|packets| packets.devices.len() == 3 && packets.problem.is_none())
+    })?;
+    agent.kill9()?;
+    ensure!(node.yurt_net(&["cleanup"])?.status.success());
+    ensure!(!l3.exists());
+    let client = stage.world.node(2)?.netns();
+    client.ip(&format!(
+        "route replace {} dev tun0 src 172.30.7.3",
+        BALANCER[0]
+    ))?;
+    let to = format!("{}:80", BALANCER[0]);
+    ensure!(stage.client.attempt(Tcp, &to)?.failure.is_some());
+    Ok(())
+}
+
+#[test]
 fn agents_take_over_flows_at_layer_3_devices_and_let_go_of_the_devices() -> Result<()> {
     let mut stage = Stage::new()?;
     let _tunnels = layer_3_devices(&stage.world)?;

@@ -11,7 +11,7 @@ use yurt_net_tests::lab::Lab;
 fn the_packet_path_is_not_loaded_where_the_table_of_services_is_missing() -> Result<()> {
     let lab = Lab::new()?;
     let node = lab.node("edge-1")?;
-    let error = Packets::load(&node.bpffs(), PacketOptions::DEFAULT, None, false).unwrap_err();
+    let error = Packets::load(&node.bpffs(), PacketOptions::DEFAULT, None).unwrap_err();
     let pins = node.bpffs().join("yurt-net");
     assert!(error.to_string().contains("yurt_conf"), "{error}");
     for dir in fs::read_dir(&pins)? {

@@ -158,9 +158,9 @@ fn do_work(
     let is_on = options.is_some();
     let is_needed = is_on && !wanted.rows.is_empty() || Kernel::is_pinned(bpffs);
     let options = options.unwrap_or(PacketOptions::DEFAULT);
-    let mut kernel = match kernel.filter(|kernel| kernel.can_serve(wanted)) {
+    let mut kernel = match kernel {
         Some(kernel) => kernel,
-        None if is_needed => Kernel::load(bpffs, options, None, !wanted.l3.is_empty())?,
+        None if is_needed => Kernel::load(bpffs, options, None)?,
         None => {
             let mut failures = Kernel::strays(None).mend();
             failures.extend(Kernel::remove_older(bpffs).err());
@@ -178,7 +178,9 @@ fn do_work(
     if let Ok([_, ..]) = kept.as_deref() {
         warn!(pins = ?kept, "drift: pins of the packet path were removed");
     }
+    let l3 = kernel.load_l3(options, None, wanted);
     let mut failures = kernel.bring_to(wanted)?;
+    failures.extend(l3.err());
     failures.extend(kept.err());
     failures.extend(match is_on {
         true => ports.keep(options.ports).err(),

@@ -30,7 +30,7 @@ use super::DataplaneError;
 use super::attach::bpffs::{create_dir, open_map, remove_dir};
 use super::attach::devices::OnDevices;
 use super::attach::kept::KeptPins;
-use super::attach::pinned::{PinDir, directory, keep_all};
+use super::attach::pinned::{PinDir, clear, directory, keep_all};
 use super::attach::strays::{self, Strays};
 use super::attach::tc::{Hook, Method, TcProgram};
 use super::counts::Counts;
@@ -99,20 +99,15 @@ fn place(direction: Direction) -> (Hook, &'static [&'static str]) {
 
 impl Packets {
     /// Takes the maps over, and replaces the pinned programs with those of this binary. The maps of Services must
-    /// exist. Programs for layer-3 devices are loaded where they are needed, and where an earlier agent has loaded
-    /// them.
+    /// exist. Programs for layer-3 devices are apart, see [`Self::load_l3`].
     pub fn load(
         bpffs: &Path,
         options: PacketOptions,
         method: Option<Method>,
-        needs_l3: bool,
     ) -> Result<Self, DataplaneError> {
         let pins = PinDir::lock(bpffs, FEATURE, abi::PACKET_ABI)?;
         pins.clear(&packet_maps(options.flows))?;
-        let services = Pins {
-            table: pins.root.join(format!("v{}", abi::TABLE_ABI)),
-            state: pins.root.join(format!("state-v{}", abi::STATE_ABI)),
-        };
+        let services = services(&pins);
         let at = PacketPins {
             services: &services,
             own: &pins.dir,
@@ -135,10 +130,6 @@ impl Packets {
             programs.push((direction, TcProgram::new(loaded, hook, after)));
         }
         let devices = OnDevices::open(&pins.root, programs, method)?;
-        let l3 = match needs_l3 || l3_directory(&pins.dir).exists() {
-            true => Some(L3::load(&pins, at, options, method)?),
-            false => None,
-        };
         let maps = packet_maps(options.flows).map(|(name, _)| name).into_iter();
         let counts = open_map(&pins.dir, "yurt_pk_count")?;
         Ok(Self {
@@ -148,13 +139,25 @@ impl Packets {
             pins: KeptPins::open(&pins.dir, maps.chain(devices.names()))?,
             bpffs: bpffs.to_owned(),
             devices,
-            l3,
+            l3: None,
         })
     }
 
-    /// Whether there are programs for each device.
-    pub fn can_serve(&self, wanted: &EdgeImage) -> bool {
-        self.l3.is_some() || wanted.l3.is_empty()
+    /// Loads the programs for layer-3 devices, where there should be such a device or an earlier agent has left them on
+    /// one. Other devices are served without them.
+    pub fn load_l3(
+        &mut self,
+        options: PacketOptions,
+        method: Option<Method>,
+        wanted: &EdgeImage,
+    ) -> Result<(), DataplaneError> {
+        let dir = directory(&self.bpffs, FEATURE, abi::PACKET_ABI);
+        let is_needed = !wanted.l3.is_empty() || l3_directory(&dir).exists();
+        if self.l3.is_none() && is_needed {
+            let pins = PinDir::lock(&self.bpffs, FEATURE, abi::PACKET_ABI)?;
+            self.l3 = Some(L3::load(&pins, options, method)?);
+        }
+        Ok(())
     }
 
     /// Makes missing pins of its maps and programs again, and returns their names.
@@ -225,9 +228,11 @@ impl Packets {
             EdgeOp::DeleteRow(ifindex) => sys::map_delete(self.edges.as_fd(), ifindex)
                 .map_err(on_map("delete from", "yurt_edge")),
             EdgeOp::Attach(direction, ifindex) => {
-                let devices = match &mut self.l3 {
-                    Some(of_l3) if l3.contains(ifindex) => &mut of_l3.devices,
-                    _ => &mut self.devices,
+                let devices = match (&mut self.l3, l3.contains(ifindex)) {
+                    (_, false) => &mut self.devices,
+                    (Some(of_l3), true) => &mut of_l3.devices,
+                    // That they are not loaded is a failure of its own.
+                    (None, true) => return Ok(()),
                 };
                 devices.attach(*direction, *ifindex).map(|_| ())
             }
@@ -250,12 +255,19 @@ impl Packets {
 impl L3 {
     fn load(
         pins: &PinDir,
-        at: PacketPins<'_>,
         options: PacketOptions,
         method: Option<Method>,
     ) -> Result<Self, DataplaneError> {
+        let services = services(pins);
+        let at = PacketPins {
+            services: &services,
+            own: &pins.dir,
+        };
         let dir = l3_directory(&pins.dir);
         create_dir(&dir)?;
+        let stages = packet_maps(options.flows).into_iter();
+        let stages: Vec<_> = stages.filter(|(name, _)| *name == STAGES).collect();
+        clear(&dir, &stages)?;
         let array = dir.join(STAGES);
         let (mut stages, _) = load_packet_l3(at, &array, options.flows, options.ports)?;
         let on_devices = stages.split_off(hooks::PACKET_L3.len() - 2);
@@ -272,6 +284,14 @@ impl L3 {
             devices: OnDevices::open(&dir, programs, method)?,
             pins: KeptPins::open(&dir, [STAGES])?,
         })
+    }
+}
+
+/// Where the maps of Services are pinned.
+fn services(pins: &PinDir) -> Pins {
+    Pins {
+        table: pins.root.join(format!("v{}", abi::TABLE_ABI)),
+        state: pins.root.join(format!("state-v{}", abi::STATE_ABI)),
     }
 }
 

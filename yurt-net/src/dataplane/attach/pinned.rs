@@ -69,13 +69,7 @@ impl PinDir {
         maps: &[(&'static str, MapInfo)],
     ) -> Result<(), DataplaneError> {
         has_object()?;
-        for (name, info) in maps {
-            let pin = self.dir.join(name);
-            if pin.exists() && !is_pinned_as(&pin, info) {
-                fs::remove_file(&pin).map_err(at("remove", &pin))?;
-            }
-        }
-        Ok(())
+        clear(&self.dir, maps)
     }
 
     /// Pins a program in place of the one that is pinned.
@@ -88,6 +82,20 @@ impl PinDir {
         pinned.map_err(on_program("pin", program.name))?;
         fs::rename(&next, &pin).map_err(at("rename", &next))
     }
+}
+
+/// Removes pins in a directory that have the name of a map and are of another kind or size.
+pub(in crate::dataplane) fn clear(
+    dir: &Path,
+    maps: &[(&'static str, MapInfo)],
+) -> Result<(), DataplaneError> {
+    for (name, info) in maps {
+        let pin = dir.join(name);
+        if pin.exists() && !is_pinned_as(&pin, info) {
+            fs::remove_file(&pin).map_err(at("remove", &pin))?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes missing pins again, and returns their names. Under the lock, because a plugin may be loading into the
