@@ -29,8 +29,8 @@ type Stamp = Option<[i64; 5]>;
 /// Follows the file, if there is one.
 pub(super) struct Configured {
     written: Option<Written>,
-    /// The file whose content was read last.
-    read: Stamp,
+    /// The file whose content was read last; `None`: none yet, or it has to be read again.
+    read: Option<Stamp>,
     /// Another one, seen once.
     settling: Option<Stamp>,
     next_look: Instant,
@@ -73,14 +73,14 @@ impl Configured {
             let Some(seen) = seen else {
                 continue;
             };
-            if seen == self.read {
+            if Some(seen) == self.read {
                 self.settling = None;
             } else if self.settling != Some(seen) {
                 self.settling = Some(seen);
                 self.next_look = Instant::now() + SETTLED_AFTER;
             } else {
                 self.settling = None;
-                self.read = seen;
+                self.read = Some(seen);
                 return;
             }
         }
@@ -209,5 +209,67 @@ pub(super) fn score(config: &AgentConfig) {
         && let Err(error) = set_oom_score(score)
     {
         warn!(error = chain(&error), "--oom-score-adj has no effect");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Command, Said, read};
+
+    /// A setting that is told to be in force must be one that the agent takes, and one that it takes must be told.
+    #[test]
+    fn what_is_told_of_a_changed_setting_is_what_becomes_of_it() {
+        const OWN: &str = "apiVersion: yurt-net.openyurt.io/v1alpha1\nkind: YurtNetConfiguration\n";
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.yaml");
+        fs::write(&path, OWN).unwrap();
+        let words = [
+            "yurt-net",
+            "run",
+            "--node=a",
+            "--source=file:/x",
+            "--config",
+        ];
+        let words = words.iter().map(Into::into).chain([path.clone().into()]);
+        let Ok(Said { cli, written, .. }) = read(words.collect()) else {
+            panic!("not taken")
+        };
+        let (Command::Run(args), Some(written)) = (cli.command, written) else {
+            unreachable!()
+        };
+        let old = args.config();
+        for (line, is_live) in [
+            ("closureFailure: closed", true),
+            ("compatAllVips: true", true),
+            ("compatDropService: true", true),
+            ("driftInterval: 7s", true),
+            ("externalIps: none", true),
+            ("kubernetesViaHub: off", true),
+            ("nodeportAddresses: 10.0.0.0/8", true),
+            ("oomScoreAdj: 7", true),
+            ("protect: [192.0.2.1]", true),
+            ("serviceCidr: [10.96.0.0/12]", true),
+            ("nodepool: x", false),
+            ("nodepoolLabel: x/y", false),
+            ("packetPath: on", false),
+            ("metricsBindAddress: 127.0.0.1:9", false),
+        ] {
+            fs::write(&path, format!("{OWN}{line}\n")).unwrap();
+            let again = written
+                .read()
+                .unwrap_or_else(|error| panic!("{line}: {error}"));
+            let told = (again.changed.len(), again.waiting.len());
+            assert_eq!(
+                told,
+                (usize::from(is_live), usize::from(!is_live)),
+                "{line}"
+            );
+            let new = again.config;
+            let is_taken = merged(&old.policy, new.policy) != old.policy
+                || new.drift_interval != old.drift_interval
+                || new.oom_score_adj != old.oom_score_adj;
+            assert_eq!(is_taken, is_live, "{line}");
+        }
     }
 }
