@@ -24,9 +24,26 @@ pub(super) fn node_addresses(
     last: &[IpAddr],
     rejections: &mut Vec<Rejection>,
 ) -> Vec<IpAddr> {
-    if let NodePortAddresses::Inside(prefixes) = &config.node_ports {
-        return inside(prefixes, snapshot, config, view, last, rejections);
+    let addresses = match &config.node_ports {
+        NodePortAddresses::Inside(prefixes) => {
+            inside(prefixes, snapshot, config, view, last, rejections)
+        }
+        _ => primary(snapshot, config, view, last, rejections),
+    };
+    match addresses.is_empty() && view.local_addresses.is_some() {
+        true => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+        false => addresses,
     }
+}
+
+/// One address of each family.
+fn primary(
+    snapshot: &Snapshot,
+    config: &PolicyConfig,
+    view: &NodeView,
+    last: &[IpAddr],
+    rejections: &mut Vec<Rejection>,
+) -> Vec<IpAddr> {
     let node = snapshot.nodes.get(&*config.node);
     let families = [
         (AddressFamily::V4, view.default_source.0.map(IpAddr::V4)),
@@ -64,9 +81,6 @@ pub(super) fn node_addresses(
             }
         };
         addresses.extend(address);
-    }
-    if addresses.is_empty() && view.local_addresses.is_some() {
-        addresses = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     }
     addresses
 }
@@ -111,9 +125,6 @@ fn inside(
             ),
         ));
         addresses.truncate(MOST);
-    }
-    if addresses.is_empty() && view.local_addresses.is_some() {
-        addresses = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     }
     addresses
 }

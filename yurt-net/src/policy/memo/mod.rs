@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use self::remembered::{Few, Remembered, Unsettled};
 use self::steps::{Gone, Step, step_all, step_named};
-use super::conflicts::{self, Claimant, Place};
+use super::conflicts::{self, Claimant, Loss, Place, Places};
 use super::environment::Environment;
 use super::established::Suspects;
 use super::{edge, established, health, prefixes};
@@ -237,6 +237,20 @@ impl Memo {
 
     /// Removes from each service port the frontends that another one keeps, where that is not settled.
     fn settle_conflicts(&mut self, Unsettled { places, .. }: &Unsettled) {
+        let lost = match places.are_none() {
+            true => Vec::new(),
+            false => self.losses(places),
+        };
+        let mut lost = lost.into_iter().peekable();
+        for (service, remembered) in self.services.values_mut().enumerate() {
+            let of_service = std::iter::from_fn(|| lost.next_if(|(loser, _)| *loser == service));
+            let losses = of_service.map(|(_, loss)| loss).collect();
+            remembered.lose(losses, places);
+        }
+    }
+
+    /// The frontends at these places that Services do not get.
+    fn losses(&self, places: &Places) -> Vec<(usize, Loss)> {
         let asked = self
             .services
             .values()
@@ -264,16 +278,7 @@ impl Memo {
                 created_at,
             })
         });
-        let lost = match places.are_none() {
-            true => Vec::new(),
-            false => conflicts::losses(claimants, places, reserved),
-        };
-        let mut lost = lost.into_iter().peekable();
-        for (service, remembered) in self.services.values_mut().enumerate() {
-            let of_service = std::iter::from_fn(|| lost.next_if(|(loser, _)| *loser == service));
-            let losses = of_service.map(|(_, loss)| loss).collect();
-            remembered.lose(losses, places);
-        }
+        conflicts::losses(claimants, places, reserved)
     }
 
     /// Settles who has the health check ports.

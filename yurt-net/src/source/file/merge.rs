@@ -283,10 +283,8 @@ fn keep_identity(located: &mut Located, before: &BTreeMap<ObjectId<'_>, (&OsStri
 /// The unreadable part of the source that an object from file `origin` may still be in: the file, a document of it, or
 /// a directory above. `hiding` are the files and directories of which not all could be read.
 fn hiding_place<'a>(hiding: &BTreeSet<&'a OsString>, origin: &OsStr) -> Option<&'a OsString> {
-    let places = Path::new(origin).ancestors();
-    places
-        .filter_map(|path| hiding.get(&path.as_os_str().to_owned()).copied())
-        .next()
+    let mut places = Path::new(origin).ancestors();
+    places.find_map(|path| hiding.get(&path.as_os_str().to_owned()).copied())
 }
 
 fn duplicate(name: &OsStr, located: &Located, (winner, document): (&OsString, usize)) -> Rejection {
