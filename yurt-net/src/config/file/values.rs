@@ -1,11 +1,10 @@
 //! The types of fields: how a value is read, and written as a flag takes it. Pure.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use ipnetwork::IpNetwork;
-
 use super::yaml::{Node, Value};
+use crate::source::decode::{parse_address, parse_cidr};
 
 /// The type of a field of KubeProxyConfiguration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +93,7 @@ impl Shape {
         if self == Self::NodePorts && texts == ["primary"] {
             return Ok(vec!["primary".to_owned()]);
         }
-        let read = texts.iter().map(|text| match cidr(text) {
+        let read = texts.iter().map(|text| match parse_cidr(text) {
             Some(cidr) => Ok(cidr.to_string()),
             None => Err(format!("{text:?}: expected {}", self.expected())),
         });
@@ -118,7 +117,7 @@ impl Shape {
             Self::Time => time(text).map(|time| humantime::format_duration(time).to_string()),
             Self::OneOf(words) => words.contains(&text).then(|| text.to_owned()),
             Self::Address if text.is_empty() => Some(String::new()),
-            Self::Address => address(text).map(|address| address.to_string()),
+            Self::Address => parse_address(text).map(|address| address.to_string()),
             Self::Bind(_) if text.is_empty() => Some(String::new()),
             Self::Bind(port) => bind(text, port).map(|address| address.to_string()),
             Self::Text | Self::Cidrs | Self::NodePorts | Self::Switches | Self::Anything => {
@@ -169,30 +168,12 @@ pub(super) fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// With leading zeros, which Kubernetes admits in older objects.
-fn address(text: &str) -> Option<IpAddr> {
-    let part = |part: &str| match part.trim_start_matches('0') {
-        "" if !part.is_empty() => "0".to_owned(),
-        rest => rest.to_owned(),
-    };
-    if text.contains(':') {
-        return text.parse().ok();
-    }
-    let parts: Vec<String> = text.split('.').map(part).collect();
-    parts.join(".").parse().ok()
-}
-
-fn cidr(text: &str) -> Option<IpNetwork> {
-    let (start, length) = text.split_once('/')?;
-    IpNetwork::new(address(start)?, length.parse().ok()?).ok()
-}
-
 /// An address and a port, which is this one where the text has none.
 pub(crate) fn bind(text: &str, port: u16) -> Option<SocketAddr> {
     let alone = text
         .strip_prefix('[')
         .and_then(|text| text.strip_suffix(']'));
-    if let Some(address) = address(alone.unwrap_or(text)) {
+    if let Some(address) = parse_address(alone.unwrap_or(text)) {
         return Some(SocketAddr::new(address, port));
     }
     let (host, port) = text.rsplit_once(':')?;
@@ -202,7 +183,7 @@ pub(crate) fn bind(text: &str, port: u16) -> Option<SocketAddr> {
     let address = match inner {
         Some(inner) => inner.parse().ok()?,
         None if host.contains(':') => return None,
-        None => address(host)?,
+        None => parse_address(host)?,
     };
     Some(SocketAddr::new(address, port.parse().ok()?))
 }
@@ -262,9 +243,7 @@ mod tests {
         }
         for text in [
             "",
-            "30",
             "s",
-            "5",
             "1d",
             "-1s",
             "1s2",
@@ -272,8 +251,7 @@ mod tests {
             ".s",
             "99999999999999999999h",
         ] {
-            let is_nanos = text.parse::<u64>().is_ok();
-            assert!(time(text).is_none() != is_nanos, "{text}");
+            assert_eq!(time(text), None, "{text}");
         }
     }
 
