@@ -22,7 +22,7 @@ enum Rings {
     Unit,
     /// What needs the kernel: the verifier, the lab, restarts.
     Root,
-    /// `check`, both of the above, the documentation, and a minute for each fuzz target.
+    /// `check`, both of the above, and a minute for each fuzz target.
     All,
 }
 
@@ -41,9 +41,6 @@ pub(crate) fn run(&Args { rings }: &Args) -> Result<()> {
         let seed = seed();
         unit("ci", Some(&seed))?;
         emulated(&seed)?;
-        Line::new("cargo doc --workspace --no-deps")
-            .env("RUSTDOCFLAGS", "-D warnings")
-            .run()?;
         fuzz::run(&fuzz::Args::default())?;
     }
     let image = image::image()?;

@@ -1,4 +1,5 @@
-//! `check`: format, layering, documents, lints (of the fuzz targets too), licences and advisories.
+//! `check`: format, layering, documents, lints (of the fuzz targets too), the code's documentation, licences and
+//! advisories.
 
 mod abi;
 mod breaches;
@@ -56,6 +57,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .arg(target_dir())
         .args(["--all-targets", "--", "-D", "warnings"])
         .env("CUSTOM_LIBFUZZER_PATH", root().join(fuzz::MANIFEST))
+        .run()?;
+    Line::new("cargo doc --workspace --no-deps")
+        .env("RUSTDOCFLAGS", "-D warnings")
         .run()?;
     crates()
 }

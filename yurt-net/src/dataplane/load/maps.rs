@@ -146,7 +146,7 @@ pub(in crate::dataplane) fn translate_maps() -> [(&'static str, MapInfo); 3] {
     ]
 }
 
-/// The size of the flow tables. [`shares`] divides it among them, and adds a quarter. A flow has two entries, or three
+/// The size of the flow tables. `shares` divides it among them, and adds a quarter. A flow has two entries, or three
 /// if it is masqueraded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowCapacity {
