@@ -23,6 +23,7 @@ mod health;
 mod icmp;
 mod inside;
 mod kernel;
+mod matrix;
 mod metrics;
 mod namespaces;
 mod node_local;

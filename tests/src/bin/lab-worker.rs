@@ -110,6 +110,11 @@ impl Worker {
             Request::Attempt { proto, to, timeout } => {
                 Reply::Attempt(sockets::attempt(proto, to, timeout))
             }
+            Request::AttemptAll {
+                dials,
+                at_once,
+                timeout,
+            } => Reply::Attempts(sockets::attempt_all(&dials, at_once, timeout)),
             Request::Datagrams {
                 to,
                 overlapping,

@@ -80,8 +80,23 @@ impl Pod {
         self.serve(proto, Some(addr), port)
     }
 
+    /// Serves both protocols on each of its two addresses: answers the Pod's name, a comma, and the address that asks.
+    pub fn serve_telling(&self, port: u16) -> Result<()> {
+        let name = format!("{},{{client}}", self.0.name);
+        for address in [IpAddr::from(self.ip4()), self.ip6().into()] {
+            for proto in [Proto::Tcp, Proto::Udp] {
+                self.serve_as(proto, Some(address), port, name.clone())?;
+            }
+        }
+        Ok(())
+    }
+
     fn serve(&self, proto: Proto, addr: Option<IpAddr>, port: u16) -> Result<Self> {
-        let name = self.0.name.clone();
+        self.serve_as(proto, addr, port, self.0.name.clone())?;
+        Ok(self.clone())
+    }
+
+    fn serve_as(&self, proto: Proto, addr: Option<IpAddr>, port: u16, name: String) -> Result<()> {
         let request = Request::Serve {
             proto,
             addr,
@@ -89,7 +104,7 @@ impl Pod {
             name,
         };
         match self.call(&request)? {
-            Reply::Done => Ok(self.clone()),
+            Reply::Done => Ok(()),
             other => unexpected(&other),
         }
     }
@@ -112,6 +127,24 @@ impl Pod {
         let timeout = TIMEOUT;
         match self.call(&Request::Attempt { proto, to, timeout })? {
             Reply::Attempt(attempt) => Ok(attempt),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Connects once to each of these, `at_once` at a time; the results are in the order of the dials.
+    pub fn attempt_all(
+        &self,
+        dials: &[(Proto, SocketAddr)],
+        at_once: usize,
+        timeout: Duration,
+    ) -> Result<Vec<Attempt>> {
+        let request = Request::AttemptAll {
+            dials: dials.to_vec(),
+            at_once,
+            timeout,
+        };
+        match self.call(&request)? {
+            Reply::Attempts(attempts) => Ok(attempts),
             other => unexpected(&other),
         }
     }

@@ -59,7 +59,7 @@ pub enum Request {
         addr: Option<IpAddr>,
         /// Port to bind.
         port: u16,
-        /// What to answer.
+        /// What to answer; `{client}` in it stands for the address that asks.
         name: String,
     },
     /// Connect `count` times, one after the other, and read an answer each time.
@@ -80,6 +80,15 @@ pub enum Request {
         /// Where to.
         to: SocketAddr,
         /// Patience for each call.
+        timeout: Duration,
+    },
+    /// Connect once to each of these, several at a time, and return all details.
+    AttemptAll {
+        /// Where to.
+        dials: Vec<(Proto, SocketAddr)>,
+        /// How many at a time.
+        at_once: usize,
+        /// Patience for each; a datagram is sent again, by another socket, as often as a SYN or more.
         timeout: Duration,
     },
     /// From one unconnected UDP socket, send to each address in turn.
@@ -191,7 +200,9 @@ impl Request {
     pub fn budget(&self) -> Duration {
         let calls = match self {
             Self::Serve { .. } | Self::Close { .. } | Self::PeekTraffic { .. } => 0,
-            Self::Connect { .. } | Self::UseUdp { .. } => return Duration::from_secs(300),
+            Self::Connect { .. } | Self::AttemptAll { .. } | Self::UseUdp { .. } => {
+                return Duration::from_secs(300);
+            }
             Self::Datagrams { to, .. } => u32::try_from(to.len()).unwrap_or(u32::MAX),
             _ => 3,
         };
@@ -339,6 +350,8 @@ pub enum Reply {
     Tally(Tally),
     /// To `Attempt`, `Ping` and `DialOther`.
     Attempt(Attempt),
+    /// To `AttemptAll`, in the order of the dials.
+    Attempts(Vec<Attempt>),
     /// To `Datagrams`, in the order of the destinations.
     Datagrams(Vec<DatagramReply>),
     /// To `Hold`.

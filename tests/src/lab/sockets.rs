@@ -12,6 +12,10 @@ use std::net::TcpListener;
 use std::net::TcpStream;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -23,6 +27,7 @@ use super::protocol::Failure;
 use super::protocol::Proto;
 
 const LONGEST_DATAGRAM: usize = 2048;
+const BEFORE_ASKING_AGAIN: Duration = Duration::from_secs(1);
 
 /// Starts a server on threads of its own; it is listening when this returns.
 pub fn serve(proto: Proto, addr: Option<IpAddr>, port: u16, name: &str) -> io::Result<()> {
@@ -43,10 +48,17 @@ pub fn serve(proto: Proto, addr: Option<IpAddr>, port: u16, name: &str) -> io::R
 
 fn accept_all(listener: &TcpListener, name: &str) {
     for stream in listener.incoming().flatten() {
-        let name = name.to_owned();
+        let Ok(client) = stream.peer_addr() else {
+            continue;
+        };
+        let name = name_for(name, client);
         // If there is no thread for a connection, it is dropped, and its client notices.
         let _ = thread::Builder::new().spawn(move || greet_and_echo(stream, &name));
     }
+}
+
+fn name_for(name: &str, client: SocketAddr) -> String {
+    name.replace("{client}", &client.ip().to_canonical().to_string())
 }
 
 fn greet_and_echo(mut stream: TcpStream, name: &str) -> io::Result<()> {
@@ -70,7 +82,7 @@ fn answer_all(socket: &UdpSocket, name: &str) {
     loop {
         // ICMP errors for earlier answers show up here, too, and do not matter any more.
         if let Ok((length, from)) = socket.recv_from(&mut buffer) {
-            let mut answer = format!("{name} ").into_bytes();
+            let mut answer = format!("{} ", name_for(name, from)).into_bytes();
             answer.extend_from_slice(&buffer[..length]);
             let _ = socket.send_to(&answer, from);
         }
@@ -185,6 +197,46 @@ pub fn attempt(proto: Proto, to: SocketAddr, timeout: Duration) -> Attempt {
     let start = Instant::now();
     let result = Connection::open(proto, to, timeout);
     describe(result.as_ref(), start)
+}
+
+/// Dials each of these once, several at a time.
+pub fn attempt_all(
+    dials: &[(Proto, SocketAddr)],
+    at_once: usize,
+    timeout: Duration,
+) -> Vec<Attempt> {
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(vec![Attempt::default(); dials.len()]);
+    thread::scope(|scope| {
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some((proto, to)) = dials.get(index) else {
+                        break;
+                    };
+                    let attempt = match proto {
+                        Proto::Tcp => attempt(*proto, *to, timeout),
+                        Proto::Udp => ask_again(*to, timeout),
+                    };
+                    let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+                    results[index] = attempt;
+                }
+            });
+        }
+    });
+    results.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Sends a datagram again after silence, as TCP does with a SYN.
+fn ask_again(to: SocketAddr, timeout: Duration) -> Attempt {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let attempt = attempt(Proto::Udp, to, timeout.min(BEFORE_ASKING_AGAIN));
+        if attempt.errno() != Some("TIMEOUT") || Instant::now() >= deadline {
+            return attempt;
+        }
+    }
 }
 
 /// One more exchange on an open connection.
