@@ -189,3 +189,24 @@ fn all_of_it_is_in_the_kustomization() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn the_unit_for_the_boot_is_a_command_line_that_serves_from_the_agents_files_before_kubelet()
+-> Result<()> {
+    let unit = text("systemd/yurt-net-load.service")?;
+    let value = |key: &str| {
+        let mut lines = unit.lines();
+        let found = lines.find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        found.with_context(|| format!("no {key}"))
+    };
+    let words = value("ExecStart")?.split_whitespace();
+    let Command::Load(args) = Cli::try_parse_from(words)?.command else {
+        anyhow::bail!("it does not load");
+    };
+    let record = args.state_dir.join("run.json");
+    ensure!(Path::new(value("ConditionPathExists")?) == record);
+    ensure!(value("RequiresMountsFor")?.contains(&*args.state_dir.to_string_lossy()));
+    let mut before = value("Before")?.split_whitespace();
+    ensure!(before.any(|unit| unit == "kubelet.service"));
+    Ok(())
+}

@@ -12,6 +12,7 @@ mod drift;
 mod hub;
 mod kernel;
 mod kills;
+mod loading;
 mod own_sockets;
 mod prefixes;
 mod protected;

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::error::Error;
+use std::ffi::OsString;
 use std::io::{ErrorKind, IsTerminal as _};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 use yurt_net::cni::Plugin;
 use yurt_net::config::flags::LogFormat;
-use yurt_net::config::{self, Command, Said, Unusable, Written};
+use yurt_net::config::{self, Command, Record, Said, Unusable, Written};
 use yurt_net::host::process;
 use yurt_net::observe::selftest;
 use yurt_net::output::{LimitedLog, LossyLog};
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     }
     let Said {
         cli,
+        words,
         written,
         warnings,
     } = match config::read(std::env::args_os().collect()) {
@@ -61,7 +63,7 @@ fn main() -> ExitCode {
         .build();
     let result = match runtime {
         Ok(runtime) => {
-            let result = runtime.block_on(dispatch(&cli.command, written));
+            let result = runtime.block_on(dispatch(&cli.command, &words, written));
             // Work on its other threads may end, as writes to the disk do. A look-up of a name may take half a minute.
             runtime.shutdown_timeout(LAST_WORK);
             result
@@ -112,9 +114,18 @@ fn explain_usage(mut error: clap::Error) -> ExitCode {
     }
 }
 
-async fn dispatch(command: &Command, written: Option<Written>) -> Result<ExitCode, Box<dyn Error>> {
+async fn dispatch(
+    command: &Command,
+    words: &[OsString],
+    written: Option<Written>,
+) -> Result<ExitCode, Box<dyn Error>> {
     match command {
-        Command::Run(args) => agent::run(args.config(), written).await?,
+        Command::Run(args) => {
+            let config = args.config();
+            let record = Record::new(words, &config);
+            agent::run(config, record, written).await?;
+        }
+        Command::Load(args) => cli::load::load(args).await?,
         Command::Plan(args) => cli::verbs::plan(args).await?,
         Command::Explain(args) => cli::verbs::explain(args).await?,
         Command::Status(args) => cli::verbs::status(args).await?,

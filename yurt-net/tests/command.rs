@@ -96,6 +96,7 @@ impl Node {
             format!("ledger --state-dir {state} --run-dir {state} -o json"),
             format!("services {place}"),
             format!("services shop/web {place} -o json"),
+            format!("load --state-dir {state}"),
             format!("flows {place}"),
             format!("flows {place} -o json"),
             format!("cni install {cni} --state-dir {state} --run-dir {state}"),

@@ -24,7 +24,8 @@ fuzz_target!(|text: &str| {
             drop(args.policy.config(&args.node));
         }
         Command::Explain(args) => assert!(args.source.is_some() == args.node.is_some()),
-        Command::Status(_)
+        Command::Load(_)
+        | Command::Status(_)
         | Command::Services(_)
         | Command::Flows(_)
         | Command::Check(_)

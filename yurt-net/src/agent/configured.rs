@@ -11,12 +11,14 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use crate::config::{Again, AgentConfig, Unusable, Written};
+use crate::config::{Again, AgentConfig, Record, Unusable, Written};
 use crate::error::chain;
 use crate::host::disk::errand::{Errand, PATIENCE};
-use crate::host::process::set_oom_score;
+use crate::host::process::{most_open_files, set_oom_score};
 use crate::observe::status::{Configuration, Status};
-use crate::policy::{PolicyConfig, ProtectConfig};
+use crate::policy::{HEALTH_CHECK_SHARE, PolicyConfig, ProtectConfig};
+use crate::source::kube::Servers;
+use crate::table::MAX_HEALTH_CHECKS;
 
 /// How often the file is looked at: a ConfigMap takes up to a minute to reach a node.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -40,6 +42,8 @@ pub(super) struct Configured {
     problems: Vec<String>,
     /// Settings that wait for a restart.
     waiting: Vec<String>,
+    /// What `load` is to be left, since that was last taken.
+    record: Option<Record>,
 }
 
 impl Configured {
@@ -55,6 +59,7 @@ impl Configured {
             reading: Errand::default(),
             problems: Vec::new(),
             waiting: Vec::new(),
+            record: None,
         }
     }
 
@@ -106,12 +111,14 @@ impl Configured {
                 let had_problems = !std::mem::take(&mut self.problems).is_empty();
                 let Again {
                     config,
+                    record,
                     written,
                     warnings,
                     changed,
                     waiting,
                 } = *again;
                 self.written = Some(written);
+                self.record = Some(record);
                 let waits_for_others = waiting != self.waiting;
                 self.waiting = waiting;
                 if changed.is_empty() && !waits_for_others && !had_problems {
@@ -152,6 +159,11 @@ impl Configured {
         }
     }
 
+    /// All that is said since the file has changed, once.
+    pub(super) fn take_record(&mut self) -> Option<Record> {
+        self.record.take()
+    }
+
     /// Why the file is not in force.
     pub(super) fn problem(&self) -> Option<String> {
         let first = self.problems.first()?;
@@ -183,6 +195,18 @@ fn stamp(path: &Path) -> Stamp {
         metadata.mtime_nsec(),
         metadata.ctime_nsec(),
     ])
+}
+
+/// The policy, with the addresses and ports that no Service may take from this agent and its sources, and with what
+/// this process has room for.
+pub(super) fn policy(config: &AgentConfig, servers: &Servers) -> PolicyConfig {
+    let mut policy = config.policy.clone();
+    policy.protect.servers = servers.addresses();
+    let ours = config.metrics.iter().chain(&config.healthz);
+    policy.protect.agent_ports = ours.map(|address| address.port()).collect();
+    // Programs at the devices of Pods need most of them.
+    policy.max_health_checks = MAX_HEALTH_CHECKS.min(most_open_files() / HEALTH_CHECK_SHARE);
+    policy
 }
 
 /// The policy that is in force with those settings of another that a running agent can change.

@@ -7,6 +7,7 @@
 //! | the loop (`run`) | a fact (`react::Fact`), signals | what follows from it (`react`) |
 //! | one a resource (in `KubeSource`) | an apiserver | passes items and events to the loop, as bytes |
 //! | a save (in `Checkpoint`, its own thread) | the disk | writes the checkpoint |
+//! | a record (in `Recorded`, its own thread) | the disk | leaves the flags for `load` |
 //! | a scan (in `Established`, its own thread) | the loop's verdict | looks at established sockets, ends those without a backend |
 //! | a look (in `Clients`, its own thread) | interfaces, the ledger, a timer; only for source ranges | finds Pods' network namespaces, and which addresses this node has for them |
 //! | the socket (`control::serve`) | clients of `agent.sock` | passes requests to the loop, and answers back |
@@ -45,12 +46,14 @@ mod facts;
 mod guarding;
 mod health;
 mod lines;
+mod loading;
 mod mending;
 mod packets;
 mod pods;
 mod probing;
 mod problem;
 mod react;
+mod recorded;
 mod serving;
 mod steps;
 mod told;
@@ -77,29 +80,32 @@ use self::established::Established;
 use self::facts::Known;
 use self::guarding::Guarding;
 use self::health::Health;
+pub use self::loading::{Load, load};
 use self::mending::Mending;
 use self::packets::Packets;
 use self::pods::Pods;
 use self::probing::Probing;
 use self::react::{Due, Fact};
+use self::recorded::Recorded;
 use self::serving::Serving;
 use self::translating::Translating;
 use self::upkeep::Upkeep;
-use crate::config::{AgentConfig, Written};
+use crate::config::{AgentConfig, Record, Written};
 use crate::dataplane::load::load_from;
-use crate::dataplane::service::Options;
 use crate::error::PathError;
 use crate::host::cgroup::{Cgroup, cgroup};
-use crate::host::process::most_open_files;
 use crate::node::NodeWatch;
-use crate::policy::{HEALTH_CHECK_SHARE, PolicyConfig};
 use crate::source::checkpoint::Loaded;
 use crate::source::kube::Servers;
 use crate::source::preferred::Sources;
-use crate::table::MAX_HEALTH_CHECKS;
 
-/// Runs until SIGTERM or SIGINT. `written`: the file that the configuration was read from, to be followed.
-pub async fn run(config: AgentConfig, written: Option<Written>) -> Result<(), AgentError> {
+/// Runs until SIGTERM or SIGINT. `record`: what the configuration was decoded from, to be left for `load`. `written`:
+/// the file that is part of it, to be followed.
+pub async fn run(
+    config: AgentConfig,
+    record: Record,
+    written: Option<Written>,
+) -> Result<(), AgentError> {
     let mut terminate =
         signal(SignalKind::terminate()).map_err(PathError::of("handle", Path::new("SIGTERM")))?;
     let mut interrupt =
@@ -108,7 +114,7 @@ pub async fn run(config: AgentConfig, written: Option<Written>) -> Result<(), Ag
     let cgroup = cgroup(config.place.cgroup.as_deref())?;
     // Makes this agent the only one, and the only writer of the checkpoint.
     let claimed = Claimed::start(&config.place, cgroup.path.clone()).await?;
-    let mut agent = Agent::start(config, written, cgroup, claimed).await?;
+    let mut agent = Agent::start(config, record, written, cgroup, claimed).await?;
     let mut fact = Fact::Started;
     loop {
         agent.react(fact).await?;
@@ -153,11 +159,13 @@ struct Units {
     health: Health,
     asked: Asked,
     configured: Configured,
+    recorded: Recorded,
 }
 
 impl Agent {
     async fn start(
         config: AgentConfig,
+        record: Record,
         written: Option<Written>,
         cgroup: Cgroup,
         claimed: Claimed,
@@ -167,14 +175,7 @@ impl Agent {
         if let Some(object) = &config.ebpf_log {
             load_from(object);
         }
-        let mut serving = Serving::start(Options {
-            bpffs: config.place.bpffs.clone(),
-            cgroup: cgroup.path.clone(),
-            capacity: config.capacity,
-            tcp_peers: config.tcp_peers,
-            affinity: config.affinity,
-            socket_lb: config.socket_lb,
-        })?;
+        let mut serving = Serving::start(&config, &cgroup)?;
         let state_dir = &config.place.state_dir;
         // Before anything that may take long: flannel makes devices whenever it starts.
         let devices =
@@ -192,7 +193,7 @@ impl Agent {
         clients.follow(&mut serving);
         let servers = Servers::start(&config.sources, &config.scope.access).await;
         Ok(Self {
-            known: Known::new(policy(&config, &servers), view),
+            known: Known::new(configured::policy(&config, &servers), view),
             units: Units {
                 claimed,
                 checkpoint,
@@ -212,6 +213,7 @@ impl Agent {
                 health: Health::start(&config),
                 asked,
                 configured: Configured::start(written),
+                recorded: Recorded::start(&config.place, record),
             },
             deadlines: Deadlines::start(config.drift_interval),
             sources,
@@ -243,6 +245,7 @@ impl Agent {
             health: _,
             devices: _,
             cni: _,
+            recorded: _,
         } = &mut self.units;
         let peers = async {
             match mending {
@@ -283,16 +286,4 @@ impl Agent {
         }
         Ok(())
     }
-}
-
-/// The policy, with the addresses and ports that no Service may take from this agent and its sources, and with what
-/// this process has room for.
-fn policy(config: &AgentConfig, servers: &Servers) -> PolicyConfig {
-    let mut policy = config.policy.clone();
-    policy.protect.servers = servers.addresses();
-    let ours = config.metrics.iter().chain(&config.healthz);
-    policy.protect.agent_ports = ours.map(|address| address.port()).collect();
-    // Programs at the devices of Pods need most of them.
-    policy.max_health_checks = MAX_HEALTH_CHECKS.min(most_open_files() / HEALTH_CHECK_SHARE);
-    policy
 }

@@ -85,6 +85,8 @@ pub(super) enum Step {
     Repair,
     /// See whether the checkpoint is still the one that was saved.
     LookAtCheckpoint,
+    /// Leave the flags for `load`.
+    Record,
     /// Compare the Pods of the snapshot with those that are known.
     ReadOwnPods,
     /// Tell the keeper of this node's devices what the cloud says of this node.
@@ -167,15 +169,15 @@ const DEVICES: &[Step] = &[Step::TellDevices, Step::TellPeers];
 fn row(fact: Fact) -> &'static [&'static [Step]] {
     use Step::{
         Answer, AskAgain, Boot, Claim, DoubtGrants, Guard, Judge, Locate, LookAtCheckpoint, Probe,
-        ReadAddresses, ReadLedger, ReadOwnPods, RefreshPods, Repair, ServePackets, Sync,
+        ReadAddresses, ReadLedger, ReadOwnPods, Record, RefreshPods, Repair, ServePackets, Sync,
         TakeConfiguration, TakeFailing, TakeServers, TellClients, TellPeers, TendCheckpoint,
         Translate, WriteClients,
     };
     match fact {
         Fact::Started => &[PODS, DEVICES],
-        Fact::BootDue => &[&[Boot]],
+        Fact::BootDue => &[&[Boot, Record]],
         Fact::PacketsDue => &[&[Claim, ReadLedger, ServePackets]],
-        Fact::DriftDue => &[&[Repair, LookAtCheckpoint], PODS, DEVICES],
+        Fact::DriftDue => &[&[Repair, LookAtCheckpoint, Record], PODS, DEVICES],
         Fact::RetryDue | Fact::WhereaboutsChanged | Fact::FailingChanged => &[&[Sync]],
         Fact::GrantsDue => &[&[Guard]],
         Fact::SourcesSpoke => &[
@@ -204,7 +206,7 @@ fn row(fact: Fact) -> &'static [&'static [Step]] {
         Fact::SocketsFound => &[&[Judge]],
         Fact::CheckpointStirred => &[&[Claim, TendCheckpoint]],
         Fact::Asked => &[&[Answer]],
-        Fact::ConfigurationWritten => &[&[TakeConfiguration]],
+        Fact::ConfigurationWritten => &[&[TakeConfiguration, Record]],
         Fact::PolicyChanged => &[&[Guard, Sync]],
     }
 }
@@ -260,12 +262,19 @@ mod tests {
             TellClients,
         ];
         let rows: [(Fact, Vec<Step>); 21] = [
-            (Fact::BootDue, vec![Boot]),
+            (Fact::BootDue, vec![Boot, Record]),
             (Fact::PacketsDue, vec![Claim, ReadLedger, ServePackets]),
             (
                 Fact::DriftDue,
                 [
-                    &[Claim, Repair, LookAtCheckpoint, TellDevices, TellPeers][..],
+                    &[
+                        Claim,
+                        Repair,
+                        LookAtCheckpoint,
+                        Record,
+                        TellDevices,
+                        TellPeers,
+                    ][..],
                     &pods[1..],
                 ]
                 .concat(),
@@ -309,7 +318,7 @@ mod tests {
             (Fact::SocketsFound, vec![Judge]),
             (Fact::CheckpointStirred, vec![Claim, TendCheckpoint]),
             (Fact::Asked, vec![Answer]),
-            (Fact::ConfigurationWritten, vec![TakeConfiguration]),
+            (Fact::ConfigurationWritten, vec![TakeConfiguration, Record]),
             (Fact::PolicyChanged, vec![Guard, Sync]),
         ];
         for (fact, expected) in rows {

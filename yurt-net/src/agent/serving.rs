@@ -15,11 +15,13 @@ use super::facts::Known;
 use super::problem::Problem;
 use super::react::Phase;
 use super::told::Told;
+use crate::config::AgentConfig;
 use crate::dataplane::service::clients::Look;
 use crate::dataplane::service::sockets::SocketMaps;
 use crate::dataplane::service::{BpfDataplane, Options, Repair};
 use crate::dataplane::{ApplyError, Dataplane as _, DataplaneError};
 use crate::error::chain;
+use crate::host::cgroup::Cgroup;
 use crate::host::clock::unix_seconds;
 use crate::host::durations::Durations;
 use crate::observe::status::health::Health;
@@ -79,8 +81,15 @@ struct Tally {
 
 impl Serving {
     /// Opens the maps, or takes over those that are there; nothing is written yet.
-    pub(super) fn start(options: Options) -> Result<Self, DataplaneError> {
-        let dataplane = BpfDataplane::open(options)?;
+    pub(super) fn start(config: &AgentConfig, cgroup: &Cgroup) -> Result<Self, DataplaneError> {
+        let dataplane = BpfDataplane::open(Options {
+            bpffs: config.place.bpffs.clone(),
+            cgroup: cgroup.path.clone(),
+            capacity: config.capacity,
+            tcp_peers: config.tcp_peers,
+            affinity: config.affinity,
+            socket_lb: config.socket_lb,
+        })?;
         let image = dataplane.observe()?;
         Ok(Self {
             started: Instant::now(),
@@ -168,12 +177,13 @@ impl Serving {
     /// When to [`begin`](Self::begin); `None`: not before a source answers, or it is done.
     ///
     /// Maps that an earlier agent left are usually newer than its checkpoint, so they are left alone until the sources
-    /// have had time to answer.
+    /// have had time to answer. Those that `load` wrote are not.
     pub(super) fn begin_at(&self, origin: Origin) -> Option<Instant> {
         match origin {
             _ if self.is_serving => None,
             Origin::File | Origin::Live | Origin::Hub => Some(self.started),
             Origin::Checkpoint | Origin::None if self.is_holding => None,
+            Origin::Checkpoint if self.dataplane.was_loaded() => Some(self.started),
             Origin::Checkpoint | Origin::None if self.dataplane.was_serving() => {
                 Some(self.started + ADOPTED_PATIENCE)
             }
@@ -212,6 +222,16 @@ impl Serving {
         self.dataplane.activate()?;
         self.is_serving = true;
         Ok(())
+    }
+
+    /// Whether clients are served already by what another process left.
+    pub(super) fn was_serving(&self) -> bool {
+        self.dataplane.was_serving()
+    }
+
+    /// Notes in the maps that they hold what the checkpoint says, and nothing newer.
+    pub(super) fn mark_loaded(&self) -> Result<(), DataplaneError> {
+        self.dataplane.mark_loaded()
     }
 
     /// The sources have changed.

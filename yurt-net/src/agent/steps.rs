@@ -55,6 +55,16 @@ impl Agent {
             Step::TendCheckpoint => self.tend_checkpoint(),
             Step::Repair => self.repair().await,
             Step::LookAtCheckpoint => self.units.checkpoint.look(),
+            // Flags with which an agent has served, in a directory of its own.
+            Step::Record => {
+                if let Some(record) = self.units.configured.take_record() {
+                    self.units.recorded.hear(record);
+                }
+                let is_serving = self.serving.phase() == Phase::Serving;
+                if is_serving && !self.units.claimed.is_refused() {
+                    self.units.recorded.keep();
+                }
+            }
             Step::TellDevices => self.tell(|units, facts| units.devices.hear(facts)),
             Step::TellPeers => self.tell(|units, facts| {
                 if let Some(mending) = &mut units.mending {

@@ -6,6 +6,7 @@ pub mod flows;
 pub mod ledger;
 mod links;
 mod live;
+pub mod load;
 mod names;
 pub mod services;
 pub mod verbs;

@@ -9,8 +9,8 @@ use tokio::time::timeout;
 
 use super::links::PATIENCE;
 use super::live::{Live, LiveError, live};
-use crate::config::Place;
 use crate::config::flags::{CleanupArgs, ExplainArgs, Output, PlanArgs, PolicyArgs, StatusArgs};
+use crate::config::{Place, Record};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::attach::cleanup::Cleanup;
 use crate::dataplane::attach::strays::{Strays, shown};
@@ -341,7 +341,8 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     let directory = state_dir.clone();
     let settings = once(move || {
         let guard = GuardSettings::leave(None, &directory);
-        (guard, Policy::leave(None, &directory))
+        let translation = Policy::leave(None, &directory);
+        (guard, translation, Record::leave(None, &directory))
     });
     let settings = settings.await;
     // The steps do not depend on each other, and a failed disk may be the reason for the cleanup.
@@ -362,15 +363,20 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     let had_some = had_some || had(ports.as_ref().ok());
     let mut left = Vec::new();
     match settings {
-        Some((guard, translation)) => {
+        Some((guard, translation, record)) => {
             left.extend(guard.err().map(|error| {
                 let error = chain(&error);
                 format!("{error}; while it is there, yurt-cni guards new Pods")
             }));
             left.extend(translation.err().map(|error| chain(&error)));
+            left.extend(record.err().map(|error| {
+                let error = chain(&error);
+                format!("{error}; while it is there, `load` serves again after a reboot")
+            }));
         }
         None => left.push(format!(
-            "{}: {SILENCE}; while guard.json is there, yurt-cni guards new Pods",
+            "{}: {SILENCE}; while guard.json is there, yurt-cni guards new Pods, and while run.json is there, `load` \
+             serves again after a reboot",
             state_dir.display()
         )),
     }

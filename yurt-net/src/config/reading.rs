@@ -18,6 +18,7 @@ use clap::{ArgAction, ArgMatches, Command, CommandFactory as _, Parser as _};
 use super::agent::AgentConfig;
 use super::file::{self, Decoded, Remark, Setting};
 use super::flags::{self, Cli, ProxyArgs};
+use super::record::Record;
 use crate::error::{PathError, chain};
 use crate::text;
 
@@ -43,8 +44,10 @@ type Values = BTreeMap<String, Vec<String>>;
 
 /// What the operator says.
 pub struct Said {
-    /// The command line, as if it said what the file does.
+    /// The command line, as if it said what the environment and the file do.
     pub cli: Cli,
+    /// The same, in words.
+    pub words: Vec<OsString>,
     /// The file, to be read again; `None`: there is none.
     pub written: Option<Written>,
     /// What the file says in vain, each with its place.
@@ -65,6 +68,8 @@ pub struct Written {
 pub struct Again {
     /// All that is said now.
     pub config: AgentConfig,
+    /// The same, to be left for `load`.
+    pub record: Record,
     /// The file, to be read again.
     pub written: Written,
     /// As in [`Said`].
@@ -85,6 +90,7 @@ impl Written {
     pub fn read(&self) -> Result<Again, Unusable> {
         let Said {
             cli,
+            words,
             written,
             warnings,
         } = read(self.words.clone())?;
@@ -96,8 +102,10 @@ impl Written {
         changed.retain(is_live);
         let mut waiting = differing(&self.started, &new.taken);
         waiting.retain(|flag| !is_live(flag));
+        let config = args.config();
         Ok(Again {
-            config: args.config(),
+            record: Record::new(&words, &config),
+            config,
             written: Self {
                 started: self.started.clone(),
                 ..new
@@ -143,20 +151,25 @@ impl fmt::Display for Unusable {
 impl std::error::Error for Unusable {}
 
 /// Reads a command line, and the file that it names.
-pub fn read(words: Vec<OsString>) -> Result<Said, Unusable> {
+pub fn read(mut words: Vec<OsString>) -> Result<Said, Unusable> {
     let lenient = lenient();
     let matches = lenient.clone().try_get_matches_from(&words);
     let matches = matches.map_err(Unusable::CommandLine)?;
     let Some(("run", given)) = matches.subcommand() else {
-        return parsed(&words, None, Vec::new());
+        return parsed(words, None, Vec::new());
     };
     let Some(run) = lenient.find_subcommand("run") else {
-        return parsed(&words, None, Vec::new());
+        return parsed(words, None, Vec::new());
     };
+    if given.value_source("node") == Some(ValueSource::EnvVariable)
+        && let Some(node) = given.get_one::<String>("node")
+    {
+        words.push(format!("--node={node}").into());
+    }
     let path = given.get_one::<PathBuf>("config");
     let mut flags = ProxyArgs::given(given);
     if path.is_none() && flags.is_empty() {
-        return parsed(&words, None, Vec::new());
+        return parsed(words, None, Vec::new());
     }
     if let Some(kubeconfig) = given.get_one::<PathBuf>("kubeconfig") {
         flags.push(("kubeconfig", vec![kubeconfig.display().to_string()]));
@@ -192,7 +205,6 @@ pub fn read(words: Vec<OsString>) -> Result<Said, Unusable> {
         started: taken.clone(),
         taken,
     });
-    let mut words = words;
     let has = |flag| is_given(run, given, flag) || settings.iter().any(|said| said.flag == flag);
     // As kube-proxy does without them.
     if !has("node") {
@@ -204,17 +216,18 @@ pub fn read(words: Vec<OsString>) -> Result<Said, Unusable> {
     }
     words.extend(settings.iter().filter_map(|setting| word(run, setting)));
     warnings.sort_by_key(|warning| warning.line);
-    parsed(&words, written, warnings.iter().map(at).collect())
+    parsed(words, written, warnings.iter().map(at).collect())
 }
 
 fn parsed(
-    words: &[OsString],
+    words: Vec<OsString>,
     written: Option<Written>,
     warnings: Vec<String>,
 ) -> Result<Said, Unusable> {
-    let cli = Cli::try_parse_from(words).map_err(Unusable::CommandLine)?;
+    let cli = Cli::try_parse_from(&words).map_err(Unusable::CommandLine)?;
     Ok(Said {
         cli,
+        words,
         written,
         warnings,
     })

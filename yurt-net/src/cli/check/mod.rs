@@ -121,8 +121,21 @@ async fn findings(args: &CheckArgs) -> Vec<Finding> {
 }
 
 fn kernel() -> Finding {
+    let release = release();
+    match needs_newer(&release) {
+        Some(remedy) => Finding::new("kernel", Outcome::Failed, &release, &remedy),
+        None => Finding::ok("kernel", &release),
+    }
+}
+
+/// The release of the running kernel.
+pub(super) fn release() -> String {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let release = release.trim();
+    release.trim().to_owned()
+}
+
+/// What to use in place of a kernel that is too old; `None`: it is not.
+pub(super) fn needs_newer(release: &str) -> Option<String> {
     let mut numbers = release
         .split(['.', '-', '+'])
         .map_while(|part| part.parse::<u32>().ok());
@@ -130,12 +143,8 @@ fn kernel() -> Finding {
         numbers.next().unwrap_or_default(),
         numbers.next().unwrap_or_default(),
     );
-    if version < OLDEST_KERNEL {
-        let (major, minor) = OLDEST_KERNEL;
-        let remedy = format!("needs Linux {major}.{minor} or later");
-        return Finding::new("kernel", Outcome::Failed, release, &remedy);
-    }
-    Finding::ok("kernel", release)
+    let (major, minor) = OLDEST_KERNEL;
+    (version < OLDEST_KERNEL).then(|| format!("needs Linux {major}.{minor} or later"))
 }
 
 /// Effective capabilities: `CapEff:` in `/proc/self/status`, a hexadecimal bit set.

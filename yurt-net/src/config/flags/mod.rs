@@ -47,6 +47,9 @@ pub struct Cli {
 pub enum Command {
     /// Serve this node: follow the source, keep the kernel's maps in step. Stopping it changes nothing for clients.
     Run(Box<RunArgs>),
+    /// Serve what the checkpoint says, without an agent, as the last one was told to: for a boot, before kubelet
+    /// starts. The agent takes it over.
+    Load(LoadArgs),
     /// Print the table that a node would have; on that node, with what its interfaces change. Needs no root and no
     /// kernel support.
     Plan(PlanArgs),
@@ -71,6 +74,14 @@ pub enum Command {
     /// Self-test child: dials the probe address from its own cgroup.
     #[command(hide = true)]
     Probe,
+}
+
+/// `load`.
+#[derive(Args, Clone, Debug)]
+pub struct LoadArgs {
+    /// Directory of the agent's files: its checkpoint, and how it was told to run.
+    #[arg(long, default_value = "/var/lib/yurt-net", value_name = "DIR")]
+    pub state_dir: PathBuf,
 }
 
 /// `plan`.

@@ -119,8 +119,8 @@ pub struct BpfDataplane {
     is_staged: bool,
     was_serving: bool,
     edition: OwnedFd,
-    /// The edition that the maps held at the start, and its source.
-    found_edition: Option<(Edition, SaidBy)>,
+    /// What the maps recorded at the start.
+    found: Option<edition::Found>,
 }
 
 impl BpfDataplane {
@@ -174,7 +174,7 @@ impl BpfDataplane {
         let table = Table::open(options.capacity, dir)?;
         let state_names = state_maps(state_capacity).map(|(name, _)| name);
         // Read first: a map that is made below has no edition yet.
-        let found_edition = edition::read(&current);
+        let found = edition::read(&current);
         let edition = edition::open(dir)?;
         let table_names = wanted.iter().map(|(name, _)| *name);
         let table_pins = KeptPins::open(dir, table_names.chain([edition::NAME]))?;
@@ -199,7 +199,7 @@ impl BpfDataplane {
             is_staged,
             was_serving,
             edition,
-            found_edition,
+            found,
         };
         if is_adopted && was_serving {
             // Before a source is asked, because programs of an older version may translate the agent's own sockets.
@@ -221,14 +221,21 @@ impl BpfDataplane {
 
     /// The edition that the maps in use held at the start; `None` if there were no maps, or they do not record it.
     pub fn found_edition(&self) -> Option<Edition> {
-        let found = self.found_edition.filter(|_| self.was_serving);
-        found.map(|(edition, _)| edition)
+        self.found().map(|found| found.edition)
+    }
+
+    fn found(&self) -> Option<edition::Found> {
+        self.found.filter(|_| self.was_serving)
+    }
+
+    /// Whether they hold what the checkpoint said when this node started, as `load` wrote it.
+    pub fn was_loaded(&self) -> bool {
+        self.found().is_some_and(|found| found.is_loaded)
     }
 
     /// The source of that edition.
     pub fn found_said_by(&self) -> SaidBy {
-        let found = self.found_edition.filter(|_| self.was_serving);
-        found.map_or(SaidBy::UNKNOWN, |(_, said_by)| said_by)
+        self.found().map_or(SaidBy::UNKNOWN, |found| found.said_by)
     }
 
     /// Records the edition and the source of the table. Called before the table is written, so that the maps are never
@@ -236,6 +243,11 @@ impl BpfDataplane {
     pub fn set_edition(&self, edition: Edition, said_by: SaidBy) -> Result<(), DataplaneError> {
         let written = edition::write(self.edition.as_fd(), edition, said_by);
         written.map_err(on_map("write", edition::NAME))
+    }
+
+    /// Records that the table is what the checkpoint says, and nothing newer, until an agent writes.
+    pub fn mark_loaded(&self) -> Result<(), DataplaneError> {
+        edition::mark_loaded(self.edition.as_fd()).map_err(on_map("write", edition::NAME))
     }
 
     /// Whether a refused connect fails with `ECONNREFUSED`; otherwise with `EPERM`, because this kernel lacks
