@@ -12,6 +12,8 @@ use anyhow::Context;
 use anyhow::Result;
 use anyhow::ensure;
 use serde_json::Value;
+use yurt_net::ledger::store::{LedgerDirs, Lock, Store};
+use yurt_net::ledger::{Assigner, Entry, Key, Record, State};
 use yurt_net_tests::lab::Node;
 use yurt_net_tests::lab::Proto::Tcp;
 use yurt_net_tests::lab::agent_program;
@@ -330,6 +332,77 @@ fn explain_knows_a_pod_of_this_node_where_its_node_object_is_not_there() -> Resu
         let live = explain(node, &from, "10.96.0.12:80/TCP")?;
         assert_eq!(live["verdict"], "forward", "{live}");
         assert_eq!(live["masquerade"], is_masqueraded, "{from}: {live}");
+    }
+    Ok(())
+}
+
+/// Where the network hands out addresses by itself: routes say where Pods are, and the ledger, which has those that are
+/// away, too.
+#[test]
+fn no_service_takes_an_address_of_this_nodes_pods_and_plan_says_so_as_the_agent_does() -> Result<()>
+{
+    const AWAY: &str = "198.51.100.77";
+    let mut world = with_services()?;
+    let backend = world.backend(0, "thief")?;
+    let victim = world.backend(0, "victim")?;
+    let at_victim = victim.at4(8080);
+    let node = world.node(0)?.clone();
+    world.manifests.node(&node).without_pod_cidrs();
+    let thief = world.manifests.service("thief");
+    thief.cluster_ip("10.96.0.13").port(8080, 8080);
+    thief
+        .external_ip(&victim.ip4().to_string())
+        .external_ip(AWAY);
+    thief.endpoints([&backend]);
+    let dirs = LedgerDirs {
+        state_dir: node.state_dir(),
+        run_dir: node.run_dir(),
+    };
+    let lock = Lock::take(&dirs, PATIENCE)?;
+    let mut store = Store::open(&dirs)?;
+    let key = Key {
+        namespace: "shop".to_owned(),
+        name: "away".to_owned(),
+        interface: "eth0".to_owned(),
+    };
+    let entry = Entry {
+        addresses: vec![AWAY.parse()?],
+        promised: Vec::new(),
+        promised_by: Assigner::Other,
+        mac: None,
+        host: None,
+        asker: None,
+        uid: String::new(),
+        container: "c1".to_owned(),
+        network: "pods".to_owned(),
+        assigner: Assigner::Ours,
+        state: State::Retained,
+        since: 0,
+        at: 1,
+    };
+    store.commit(vec![Record::Put { key, entry }])?;
+    drop(lock);
+    let _agent = world.start(0, &[])?;
+    let client = node.pod("client")?;
+    assert_eq!(client.get(&at_victim)?, "victim");
+    assert_eq!(client.get("10.96.0.13:8080")?, "thief");
+    let told = status(&node)?;
+    let told = told["rejections"].to_string();
+    let flags = [
+        "plan",
+        "-o",
+        "json",
+        "--state-dir",
+        &node.state_dir().display().to_string(),
+        "--run-dir",
+        &node.run_dir().display().to_string(),
+    ];
+    let planned = json(&node.yurt_net(&flags)?)?;
+    let planned = planned["rejections"].to_string();
+    for address in [victim.ip4().to_string(), AWAY.to_owned()] {
+        let is_told = format!("ExternalIP {address} is ");
+        assert!(told.contains(&is_told), "{address}: {told}");
+        assert!(planned.contains(&is_told), "{address}: {planned}");
     }
     Ok(())
 }

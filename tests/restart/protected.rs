@@ -25,6 +25,18 @@ fn place(address: &str, port: u16) -> String {
     }
 }
 
+/// Addresses of `c` that nothing calls those of a Pod: this node's route to them has a gateway.
+const BEHIND: (&str, &str) = ("198.51.100.66", "2001:db8:66::66");
+
+fn behind(world: &World) -> Result<()> {
+    let (v4, v6) = BEHIND;
+    let own = format!("addr add {v4}/32 dev lo\naddr add {v6}/128 dev lo\n");
+    world.c.netns().ip(&own)?;
+    let (via4, via6) = (world.c.ip4(), world.c.ip6());
+    let routes = format!("route add {v4}/32 via {via4}\nroute add {v6}/128 via {via6}\n");
+    world.node.netns().ip(&routes)
+}
+
 /// Besides `web`, one thief for each way to name an address.
 fn with_thieves(world: &World) -> Manifests {
     let (node4, node6) = (world.node.ip4().to_string(), world.node.ip6().to_string());
@@ -174,15 +186,15 @@ fn no_service_takes_the_nodes_lifelines_its_hub_or_its_apiserver_nor_after_a_reb
 
 /// What is protected leads to who has it, and the thief is told so.
 fn is_kept(world: &World) -> Result<()> {
-    let (v4, v6) = (world.c.ip4().to_string(), world.c.ip6().to_string());
+    let (v4, v6) = BEHIND;
     let host = world.node.host()?;
     for client in [&world.client, &host] {
         for (to, expected) in [
             // Protected whole, and at one port.
-            (place(&v4, 8080), "c"),
-            (place(&v6, 8080), "c"),
+            (place(v4, 8080), "c"),
+            (place(v6, 8080), "c"),
             // What is not protected is the Service's.
-            (place(&v6, 8081), "a"),
+            (place(v6, 8081), "a"),
             ("10.96.0.65:8080".to_owned(), "a"),
         ] {
             let who = client.get(&to)?;
@@ -195,8 +207,8 @@ fn is_kept(world: &World) -> Result<()> {
     }
     let told = world.status()?.rejections;
     for claim in [
-        format!("ExternalIP {}", place(&v4, 8080)),
-        format!("LoadBalancer {}", place(&v6, 8080)),
+        format!("ExternalIP {}", place(v4, 8080)),
+        format!("LoadBalancer {}", place(v6, 8080)),
     ] {
         let mut of_thief = told.iter().filter(|rejection| rejection.name == "thief");
         ensure!(
@@ -211,13 +223,13 @@ fn is_kept(world: &World) -> Result<()> {
 fn what_the_operator_protects_no_service_takes_after_a_restart_nor_from_the_checkpoint()
 -> Result<()> {
     let world = World::new()?;
-    let (v4, v6) = (world.c.ip4().to_string(), world.c.ip6().to_string());
+    behind(&world)?;
+    let (v4, v6) = BEHIND;
     let mut manifests = world.web([&world.b]);
-    manifests.node(&world.node).without_pod_cidrs();
     let thief = manifests.service("thief");
     thief.cluster_ip("10.96.0.65").cluster_ip("fd00:96::65");
     thief.port(8080, 8080).port(8081, 8080);
-    thief.external_ip(&v4).load_balancer_ip(&v6);
+    thief.external_ip(v4).load_balancer_ip(v6);
     thief.endpoints([&world.a]);
     let cloud = world.lab.cloud()?;
     cloud.apply(&manifests)?;
@@ -226,16 +238,16 @@ fn what_the_operator_protects_no_service_takes_after_a_restart_nor_from_the_chec
     // Nobody has said that it is anything.
     let agent = start(&world, &cloud.source(), &[])?;
     world.converges(10, &[&world.b])?;
-    for to in [place(&v4, 8080), place(&v6, 8080)] {
+    for to in [place(v4, 8080), place(v6, 8080)] {
         ensure!(world.client.get(&to)? == "a", "{to} is not claimed");
     }
     agent.kill9()?;
 
     let protect = [
         "--protect".to_owned(),
-        v4.clone(),
+        v4.to_owned(),
         "--protect".to_owned(),
-        place(&v6, 8080),
+        place(v6, 8080),
     ];
     let protect = protect.each_ref().map(String::as_str);
     let agent = start(&world, &cloud.source(), &protect)?;
@@ -278,9 +290,10 @@ fn is_asked(world: &World, server: &str) -> Result<()> {
 #[test]
 fn no_external_ip_takes_the_nodes_nameserver_when_that_changes_nor_after_a_reboot() -> Result<()> {
     let world = World::new()?;
-    let server = world.c.ip4().to_string();
-    world.c.serve_at(Proto::Tcp, world.c.ip4().into(), 53)?;
-    world.c.serve_at(Proto::Udp, world.c.ip4().into(), 53)?;
+    behind(&world)?;
+    let server = BEHIND.0;
+    world.c.serve_at(Proto::Tcp, server.parse()?, 53)?;
+    world.c.serve_at(Proto::Udp, server.parse()?, 53)?;
     // The lab's mounts are nobody else's.
     let resolv = world.node.state_dir().join("resolv.conf");
     fs::create_dir_all(world.node.state_dir())?;
@@ -293,9 +306,8 @@ fn no_external_ip_takes_the_nodes_nameserver_when_that_changes_nor_after_a_reboo
     ensure!(mounted.success(), "/etc/resolv.conf cannot be mounted on");
 
     let mut manifests = world.web([&world.b]);
-    manifests.node(&world.node).without_pod_cidrs();
     let thief = manifests.service("thief");
-    thief.cluster_ip("10.96.0.66").external_ip(&server);
+    thief.cluster_ip("10.96.0.66").external_ip(server);
     thief.port(53, 8080).udp_port(53, 8080).port(8080, 8080);
     thief.endpoints([&world.a]);
     let cloud = world.lab.cloud()?;
@@ -303,18 +315,18 @@ fn no_external_ip_takes_the_nodes_nameserver_when_that_changes_nor_after_a_reboo
     cloud.start()?;
     let agent = start(&world, &cloud.source(), &[])?;
     world.converges(10, &[&world.b])?;
-    let who = world.client.get(&place(&server, 53))?;
+    let who = world.client.get(&place(server, 53))?;
     ensure!(who == "a", "{who} answers where nobody is asked for names");
 
     fs::write(&resolv, format!("nameserver {server}\n"))?;
-    is_asked(&world, &server)?;
+    is_asked(&world, server)?;
     world.is_remembered()?;
 
     world.loses_power(&agent, &cloud)?;
     let _agent = start(&world, &cloud.source(), &[])?;
     world.is_from_checkpoint()?;
     world.converges(10, &[&world.b])?;
-    is_asked(&world, &server)
+    is_asked(&world, server)
 }
 
 #[test]
@@ -343,7 +355,8 @@ fn an_agent_whose_resolv_conf_does_not_answer_serves_all_the_same() -> Result<()
 fn an_apiservers_name_that_is_known_only_after_the_start_is_taken_by_no_external_ip() -> Result<()>
 {
     let world = World::new()?;
-    let server = world.c.ip4().to_string();
+    behind(&world)?;
+    let server = BEHIND.0;
     fs::create_dir_all(world.node.state_dir())?;
     // The lab's mounts are nobody else's. Nobody answers at this nameserver: the node boots before its link.
     for (file, text) in [("resolv.conf", "nameserver 127.0.0.1\n"), ("hosts", "")] {
@@ -357,9 +370,8 @@ fn an_apiservers_name_that_is_known_only_after_the_start_is_taken_by_no_external
         ensure!(mounted.success(), "/etc/{file} cannot be mounted on");
     }
     let mut manifests = world.web([&world.b]);
-    manifests.node(&world.node).without_pod_cidrs();
     let thief = manifests.service("thief");
-    thief.cluster_ip("10.96.0.67").external_ip(&server);
+    thief.cluster_ip("10.96.0.67").external_ip(server);
     thief.port(6443, 8080).port(8080, 8080);
     thief.endpoints([&world.a]);
     let cloud = world.lab.cloud()?;
@@ -368,29 +380,29 @@ fn an_apiservers_name_that_is_known_only_after_the_start_is_taken_by_no_external
     let named = ["--source", "kube:http://apiserver.test:6443"];
     let _agent = start(&world, &cloud.source(), &named)?;
     world.converges(10, &[&world.b])?;
-    let who = world.client.get(&place(&server, 6443))?;
+    let who = world.client.get(&place(server, 6443))?;
     ensure!(who == "a", "{who} answers where nothing is known to be");
 
     let hosts = world.node.state_dir().join("hosts");
     fs::write(&hosts, format!("{server} apiserver.test\n"))?;
     world.node.netns().ip("addr add 192.0.2.98/32 dev lo\n")?;
-    let is_told = format!("ExternalIP {} is where nodes reach", place(&server, 6443));
+    let is_told = format!("ExternalIP {} is where nodes reach", place(server, 6443));
     world
         .node
         .wait_for_status("the thief to be told", |status| {
             let mut told = status.rejections.iter();
             told.any(|rejection| rejection.name == "thief" && rejection.reason.contains(&is_told))
         })?;
-    world.c.serve_at(Proto::Tcp, world.c.ip4().into(), 6443)?;
+    world.c.serve_at(Proto::Tcp, server.parse()?, 6443)?;
     let host = world.node.host()?;
     for client in [&world.client, &host] {
-        let who = client.get(&place(&server, 6443))?;
+        let who = client.get(&place(server, 6443))?;
         ensure!(
             who == "c",
             "{}: {who} answers at the apiserver's",
             client.name()
         );
-        let who = client.get(&place(&server, 8080))?;
+        let who = client.get(&place(server, 8080))?;
         ensure!(who == "a", "{}: {who} answers beside it", client.name());
     }
     Ok(())

@@ -13,7 +13,7 @@ use crate::pods::members::Members;
 use crate::pods::probe::Failing;
 use crate::pods::translate::Policy;
 use crate::pods::truth::{Move, Truth};
-use crate::policy::{Memory, NodeView, PolicyConfig};
+use crate::policy::{Memory, Networks, NodeView, PolicyConfig};
 use crate::source::preferred::{Freshness, Origin};
 use crate::table::ServiceTable;
 
@@ -112,6 +112,7 @@ impl Known {
     pub(super) fn set_addresses(&mut self, addresses: NodeView) -> bool {
         let view = NodeView {
             pods: Arc::clone(&self.view.pods),
+            pod_routes: Arc::clone(&self.view.pod_routes),
             truth: self.view.truth.clone(),
             failing: Arc::clone(&self.view.failing),
             ..addresses
@@ -121,12 +122,17 @@ impl Known {
         is_new
     }
 
+    /// Takes where the routes of this machine lead to its Pods, which move more often than its addresses.
+    pub(super) fn set_pod_routes(&mut self, routes: Arc<Networks<()>>) -> bool {
+        let is_new = routes != self.view.pod_routes;
+        self.view.pod_routes = routes;
+        is_new
+    }
+
     /// Decides where the Pods of this node are: by the ledger while the source is stale, otherwise by the source. Their
     /// addresses are those of the ledger, also of a Pod that is to come back.
     pub(super) fn locate_pods(&mut self, freshness: Freshness) -> bool {
-        let entries = self.entries().iter().filter(|(key, _)| key.is_pod());
-        let addresses = entries.flat_map(|(_, entry)| entry.addresses.iter().copied());
-        let pods: BTreeSet<IpAddr> = addresses.collect();
+        let pods: BTreeSet<IpAddr> = self.ledger.ledger.addresses_of_pods().collect();
         let are_others = pods != *self.view.pods;
         if are_others {
             self.view.pods = Arc::new(pods);
@@ -268,6 +274,25 @@ mod tests {
         assert!(!known.set_addresses(asks));
         assert_eq!(known.view.truth, before.truth);
         assert_eq!(known.view.failing, before.failing);
+    }
+
+    #[test]
+    fn a_route_to_a_pod_is_news_and_no_other_address_of_the_node() {
+        let mut known = known();
+        let routes = |all: &[&str]| -> Arc<Networks<()>> {
+            let all = all.iter().map(|text| (text.parse().unwrap(), ()));
+            Arc::new(all.collect())
+        };
+        let one = routes(&["10.9.0.2/32"]);
+        let view = NodeView {
+            pod_routes: Arc::clone(&one),
+            ..NodeView::default()
+        };
+        assert!(!known.set_addresses(view.clone()));
+        assert!(known.set_pod_routes(one) && !known.set_pod_routes(view.pod_routes.clone()));
+        assert!(!known.set_addresses(NodeView::default()), "they stay");
+        assert_eq!(known.view.pod_routes, view.pod_routes);
+        assert!(known.set_pod_routes(routes(&[])));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The steps of `react`: which unit does each with which facts, and the fact that each brings to light.
 
+use std::sync::Arc;
+
 use tracing::{info, warn};
 
 use super::configured::{merged, score};
@@ -222,10 +224,13 @@ impl Agent {
 
     async fn read_addresses(&mut self) -> Option<Fact> {
         match self.units.node.view().await {
-            Ok(view) => self
-                .known
-                .set_addresses(view)
-                .then_some(Fact::AddressesChanged),
+            Ok(view) => {
+                let have_pods_moved = self.known.set_pod_routes(Arc::clone(&view.pod_routes));
+                match self.known.set_addresses(view) {
+                    true => Some(Fact::AddressesChanged),
+                    false => have_pods_moved.then_some(Fact::WhereaboutsChanged),
+                }
+            }
             Err(error) => {
                 warn!(
                     error = chain(&error),

@@ -11,7 +11,6 @@ use crate::config::flags::{LedgerArgs, Output};
 use crate::device::Mac;
 use crate::host::columns::columns;
 use crate::host::netns;
-use crate::ledger::store::LedgerDirs;
 use crate::ledger::watch::{Reading, WatchError};
 use crate::ledger::{Assigner, Entry, Key, Ledger, Now, State};
 use crate::output::print;
@@ -193,18 +192,16 @@ fn live() -> Option<BTreeSet<IpAddr>> {
 /// Prints the ledger. Reads only.
 pub fn ledger(args: &LedgerArgs) -> Result<(), ListError> {
     // A directory without a file is an empty ledger: no Pod has an address yet.
-    fs::read_dir(&args.state_dir).map_err(|source| ListError::NoDirectory {
-        directory: args.state_dir.clone(),
+    let dirs = args.ledger.dirs();
+    fs::read_dir(&dirs.state_dir).map_err(|source| ListError::NoDirectory {
+        directory: dirs.state_dir.clone(),
         source,
     })?;
     let Reading {
         ledger,
         now,
         alarms,
-    } = Reading::take(&LedgerDirs {
-        state_dir: args.state_dir.clone(),
-        run_dir: args.run_dir.clone(),
-    })?;
+    } = Reading::take(&dirs)?;
     let live = live();
     let entries = rows(&ledger, now, live.as_ref());
     match args.output {

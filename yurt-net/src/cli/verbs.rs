@@ -1,6 +1,9 @@
 //! `plan`, `explain`, `status` and `cleanup`.
+use std::collections::BTreeSet;
 use std::io::IsTerminal as _;
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -21,7 +24,9 @@ use crate::explain::rows::{Paint, plan_json, plan_table, unknown_interfaces};
 use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain as explain_flow};
 use crate::host::cgroup::cgroup;
 use crate::host::clock::unix_seconds;
-use crate::host::disk::errand::{SILENCE, once};
+use crate::host::disk::errand::{Errand, SILENCE, once};
+use crate::ledger::store::LedgerDirs;
+use crate::ledger::watch::Reading;
 use crate::model::{Snapshot, Touched};
 use crate::node::NodeWatch;
 use crate::node::routes::{RouteError, Routes};
@@ -158,17 +163,40 @@ struct Planned<'a> {
     view: NodeView,
 }
 
+/// The addresses of this machine's Pods. Nothing is known without a ledger, or without the right to read it.
+async fn ledger(dirs: LedgerDirs) -> BTreeSet<IpAddr> {
+    let reading = Errand::default().run(move || Reading::take(&dirs)).await;
+    match reading {
+        Some(Ok(reading)) => reading.ledger.addresses_of_pods().collect(),
+        Some(Err(error)) => {
+            tracing::debug!(error = chain(&error), "the ledger cannot be read");
+            BTreeSet::new()
+        }
+        None => BTreeSet::new(),
+    }
+}
+
 impl<'a> Planned<'a> {
-    async fn new(read: &'a Read, node: &str, source: &SourceSpec, policy: &PolicyArgs) -> Self {
+    async fn new(
+        read: &'a Read,
+        node: &str,
+        source: &SourceSpec,
+        policy: &PolicyArgs,
+        dirs: LedgerDirs,
+    ) -> Self {
         let Read { snapshot, is_hub } = read;
         let mut config = policy.config(node);
         let specs = std::slice::from_ref(source);
         let servers = Servers::start(specs, &policy.scope(node).access).await;
         config.protect.servers = servers.addresses();
         config.is_source_hub = *is_hub;
-        let view = interfaces()
+        let mut view = interfaces()
             .await
             .of(snapshot.nodes.get(node).map(|node| &**node));
+        let is_here = view.local_addresses.is_some();
+        if is_here {
+            view.pods = Arc::new(ledger(dirs).await);
+        }
         let memory = Memory::default();
         let mut memo = Memo::default();
         compile(
@@ -190,8 +218,9 @@ impl<'a> Planned<'a> {
 /// `plan`.
 pub async fn plan(args: &PlanArgs) -> Result<(), VerbError> {
     let read = load(&args.source, &args.node, &args.policy).await?;
+    let dirs = args.ledger.dirs();
     let Planned { table, reasons, .. } =
-        Planned::new(&read, &args.node, &args.source, &args.policy).await;
+        Planned::new(&read, &args.node, &args.source, &args.policy, dirs).await;
     match args.output {
         Output::Table => print(plan_table(&table, &reasons, paint()))?,
         Output::Json => print(text::json(&plan_json(&table, &reasons))? + "\n")?,
@@ -213,7 +242,14 @@ pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
                 table,
                 reasons,
                 view,
-            } = Planned::new(&read, node, source, &args.policy).await;
+            } = Planned::new(
+                &read,
+                node,
+                source,
+                &args.policy,
+                args.place.place().ledger(),
+            )
+            .await;
             let mut own = OwnAddresses::new(&read.snapshot, node);
             own.node.extend(view.local_addresses.into_iter().flatten());
             let mut explanation = explain_flow(&table, &reasons, &own, dial);

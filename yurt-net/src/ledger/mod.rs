@@ -259,6 +259,12 @@ impl Ledger {
         }
     }
 
+    /// The addresses of Pods, also of those that are to come back.
+    pub fn addresses_of_pods(&self) -> impl Iterator<Item = IpAddr> {
+        let pods = self.entries.iter().filter(|(key, _)| key.is_pod());
+        pods.flat_map(|(_, entry)| entry.addresses.iter().copied())
+    }
+
     /// Takes these addresses from all owners except `key`.
     fn dispossess(&mut self, key: &Key, addresses: &[IpAddr]) {
         let has_any = |entry: &Entry| entry.addresses.iter().any(|a| addresses.contains(a));

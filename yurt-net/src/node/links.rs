@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::AddressHeaderFlags;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteVia,
@@ -16,7 +16,6 @@ use super::follow::{Follower, NodeError, routes};
 use super::neighbours::{entries, neighbour};
 use super::routes::main_routes;
 use super::tables::{Near, Neighbour};
-use super::view::local_address;
 use crate::device::Link;
 
 /// Reads and follows devices, the default routes that lead out of them, and what is attached to them by filters.
@@ -94,6 +93,19 @@ async fn addresses(handle: &Handle) -> Result<BTreeMap<u32, Vec<IpAddr>>, NodeEr
         own.extend(local_address(&message));
     }
     Ok(found)
+}
+
+/// Our own address in a message. On a point-to-point link, `Address` is the peer's and `Local` is ours.
+pub(super) fn local_address(message: &AddressMessage) -> Option<IpAddr> {
+    let mut address = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(local) => return Some(*local),
+            AddressAttribute::Address(other) => address = Some(*other),
+            _ => {}
+        }
+    }
+    address
 }
 
 /// The devices, by index; `routes` tell which of them lead away from this node.

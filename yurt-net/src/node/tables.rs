@@ -1,8 +1,10 @@
 //! The node's own tables at one moment, and what follows from them. Pure.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
 
 use crate::device::{Link, Mac, Route};
 use crate::pods::guard::Policy;
@@ -65,6 +67,33 @@ impl Near {
         pods.any(|link| link.ifindex == device || link.controller == Some(device))
     }
 
+    /// The networks that the node's routes have at its Pods: single addresses at the device of a Pod, and what is at a
+    /// bridge whose ports all lead to Pods. Others are on a bridge that the node shares with its LAN.
+    pub fn pod_networks(&self) -> impl Iterator<Item = IpNetwork> {
+        let policy = Policy::default();
+        let mut devices = BTreeSet::new();
+        let mut bridges: BTreeMap<u32, bool> = BTreeMap::new();
+        for link in &self.links {
+            let is_pods = link.leads_to_pod(&policy.devices);
+            if is_pods {
+                devices.insert(link.ifindex);
+            }
+            if let Some(bridge) = link.controller {
+                *bridges.entry(bridge).or_insert(true) &= is_pods;
+            }
+        }
+        for link in self.links.iter().filter(|link| link.is_uplink) {
+            bridges.remove(&link.ifindex);
+        }
+        let routes = self.routes.iter().filter(move |route| {
+            let is_one = route.prefix.prefix() == if route.prefix.is_ipv4() { 32 } else { 128 };
+            route.link.is_some_and(|link| {
+                bridges.get(&link) == Some(&true) || is_one && devices.contains(&link)
+            })
+        });
+        routes.map(|route| route.prefix)
+    }
+
     /// The device by which this address is reached directly.
     pub fn way_to(&self, address: IpAddr) -> Option<u32> {
         let routes = self.routes.iter();
@@ -82,4 +111,72 @@ pub struct Question {
     pub address: IpAddr,
     /// The MAC that answered last.
     pub mac: Option<Mac>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn veth(ifindex: u32, controller: Option<u32>) -> Link {
+        Link {
+            ifindex,
+            kind: "veth".to_owned(),
+            other_end_netns: Some(1),
+            controller,
+            ..Link::default()
+        }
+    }
+
+    fn route(prefix: &str, link: Option<u32>) -> Route {
+        Route {
+            prefix: prefix.parse().unwrap(),
+            link,
+            is_hole: false,
+            is_ours: false,
+        }
+    }
+
+    #[test]
+    fn networks_of_pods_are_single_addresses_at_their_devices_and_what_is_at_bridges_of_pods_alone()
+    {
+        let bridge = |ifindex, is_uplink| Link {
+            ifindex,
+            is_uplink,
+            kind: "bridge".to_owned(),
+            ..Link::default()
+        };
+        let port = Link {
+            ifindex: 5,
+            controller: Some(4),
+            ..Link::default()
+        };
+        // A node that is a container reaches its LAN by such a device.
+        let lan = veth(9, None);
+        let near = Near {
+            links: vec![
+                bridge(1, false),
+                veth(2, Some(1)),
+                veth(3, None),
+                bridge(4, false),
+                port,
+                veth(6, Some(4)),
+                bridge(7, true),
+                veth(8, Some(7)),
+                lan,
+            ],
+            routes: vec![
+                route("10.9.0.0/24", Some(1)),
+                route("10.8.0.7/32", Some(3)),
+                route("fd00:8::7/128", Some(3)),
+                route("192.168.1.0/24", Some(4)),
+                route("192.168.2.0/24", Some(7)),
+                route("192.0.2.0/24", Some(9)),
+                route("10.7.0.0/24", None),
+                route("172.16.0.1/32", Some(5)),
+            ],
+            ..Near::default()
+        };
+        let networks: Vec<String> = near.pod_networks().map(|one| one.to_string()).collect();
+        assert_eq!(networks, ["10.9.0.0/24", "10.8.0.7/32", "fd00:8::7/128"]);
+    }
 }

@@ -3,14 +3,17 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use futures_util::TryStreamExt;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::{Handle, MulticastGroup};
 
 use super::follow::{Follower, NodeError, routes};
+use super::links::{links, local_address};
 use super::resolver::Nameservers;
+use super::routes::main_routes;
+use super::tables::Near;
 use crate::policy::NodeView;
 
 /// Reads and follows addresses, and the machine's nameservers.
@@ -43,7 +46,7 @@ impl NodeWatch {
         }
     }
 
-    /// Addresses on interfaces, and the sources of the default routes.
+    /// Addresses on interfaces, the sources of the default routes, and where routes lead to Pods.
     pub async fn view(&mut self) -> Result<NodeView, NodeError> {
         let (_, view) = view(&self.follower.handle).await?;
         Ok(NodeView {
@@ -69,19 +72,6 @@ async fn proxy_devices(handle: &Handle) -> Vec<u32> {
     found
 }
 
-/// Our own address in a message. On a point-to-point link, `Address` is the peer's and `Local` is ours.
-pub(super) fn local_address(message: &AddressMessage) -> Option<IpAddr> {
-    let mut address = None;
-    for attribute in &message.attributes {
-        match attribute {
-            AddressAttribute::Local(local) => return Some(*local),
-            AddressAttribute::Address(other) => address = Some(*other),
-            _ => {}
-        }
-    }
-    address
-}
-
 /// The same, with the interface of each address.
 pub(super) async fn view(handle: &Handle) -> Result<(Vec<(u32, IpAddr)>, NodeView), NodeError> {
     let proxies = proxy_devices(handle).await;
@@ -98,13 +88,22 @@ pub(super) async fn view(handle: &Handle) -> Result<(Vec<(u32, IpAddr)>, NodeVie
         let address = local_address(&message);
         by_interface.extend(address.map(|address| (message.header.index, address)));
     }
-    let [routes4, routes6] = routes(handle).await?;
-    let source4 = default_source(&routes4, &by_interface, IpAddr::is_ipv4);
-    let source6 = default_source(&routes6, &by_interface, IpAddr::is_ipv6);
+    let all = routes(handle).await?;
+    let links = links(handle, &all).await?;
+    let [routes4, routes6] = &all;
+    let source4 = default_source(routes4, &by_interface, IpAddr::is_ipv4);
+    let source6 = default_source(routes6, &by_interface, IpAddr::is_ipv6);
+    let near = Near {
+        links,
+        routes: main_routes(all),
+        ..Near::default()
+    };
+    let pod_networks = near.pod_networks().map(|network| (network, ()));
     let local_addresses: BTreeSet<IpAddr> =
         by_interface.iter().map(|&(_, address)| address).collect();
     let view = NodeView {
         local_addresses: Some(local_addresses),
+        pod_routes: Arc::new(pod_networks.collect()),
         default_source: (
             source4.and_then(|address| match address {
                 IpAddr::V4(address) => Some(address),

@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use super::inputs::{Memory, NodeView, PolicyConfig, ViaHub};
 use super::node_addresses::node_addresses;
+use super::pod_networks::{Pods, SystemEndpoints};
 use super::prefixes::GivenCidrs;
 use super::protected::Protected;
 use super::protected::wrong_pod_cidrs;
 use super::topology::Topology;
-use crate::model::{Rejection, Snapshot};
+use crate::model::{Rejection, Service, Snapshot};
 use crate::pods::probe::Failing;
 use crate::pods::truth::Truth;
-use crate::table::FrontendKind;
+use crate::table::{FrontendKind, Standing};
 
 /// Well-known label of a Node, shown in the table.
 pub(super) const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
@@ -36,24 +37,34 @@ pub(super) struct Environment {
     pub(super) serves_packets: bool,
     pub(super) max_health_checks: usize,
     pub(super) protected: Protected,
-    /// The addresses of this node's Pods.
-    pub(super) pods: Arc<BTreeSet<IpAddr>>,
+    /// Where Pods are.
+    pub(super) pods: Pods,
     pub(super) truth: Option<Arc<Truth>>,
     pub(super) failing: Arc<Failing>,
 }
 
 impl Environment {
-    /// Why no frontend of a kind is at an address, whatever its port.
-    pub(super) fn refuses(&self, kind: FrontendKind, address: IpAddr) -> Option<String> {
-        let is_of_a_pod = || kind == FrontendKind::ExternalIp && self.pods.contains(&address);
+    /// Why a Service has no frontend of a kind at an address, whatever its port.
+    pub(super) fn refuses(
+        &self,
+        service: &Service,
+        kind: FrontendKind,
+        address: IpAddr,
+    ) -> Option<String> {
         let of_a_pod = || {
-            let why = "the address of a Pod of this node, which no external IP may take";
-            is_of_a_pod().then(|| why.to_owned())
+            let is_written = matches!(kind, FrontendKind::ExternalIp | FrontendKind::LoadBalancer);
+            if !is_written || self.protected.node(address).is_some() {
+                return None;
+            }
+            let standing = Standing::of(&service.name.namespace, &service.name.name);
+            self.pods.refuses(kind, address, standing)
         };
         self.protected.refuses(kind, address).or_else(of_a_pod)
     }
 
+    /// `last`: the environment of the last compile, if there is one.
     pub(super) fn new(
+        last: Option<&Self>,
         snapshot: &Snapshot,
         config: &PolicyConfig,
         view: &NodeView,
@@ -61,8 +72,8 @@ impl Environment {
         rejections: &mut Vec<Rejection>,
     ) -> (Self, Memory) {
         let (topology, mut memory) = Topology::resolve(snapshot, config, memory, rejections);
-        let last = &memory.node_addresses;
-        memory.node_addresses = node_addresses(snapshot, config, view, last, rejections);
+        let known = &memory.node_addresses;
+        memory.node_addresses = node_addresses(snapshot, config, view, known, rejections);
         rejections.extend(wrong_pod_cidrs(snapshot));
         let node = snapshot.nodes.get(&*config.node);
         let zone = node.and_then(|node| node.labels.get(ZONE_LABEL));
@@ -82,7 +93,11 @@ impl Environment {
             serves_packets: config.serves_packets,
             max_health_checks: config.max_health_checks,
             protected: Protected::new(snapshot, config, view),
-            pods: view.pods.clone(),
+            pods: Pods {
+                ledger: view.pods.clone(),
+                routes: view.pod_routes.clone(),
+                system: SystemEndpoints::of(snapshot, last.map(|last| &last.pods.system)),
+            },
             truth: view.truth.clone(),
             failing: view.failing.clone(),
         };

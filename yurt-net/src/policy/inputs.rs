@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
+use super::pod_networks::Networks;
 use crate::model::Node;
 use crate::pods::probe::Failing;
 use crate::pods::truth::Truth;
@@ -111,6 +112,8 @@ pub struct NodeView {
     pub nameservers: BTreeSet<IpAddr>,
     /// The addresses of its Pods, by the ledger.
     pub pods: Arc<BTreeSet<IpAddr>>,
+    /// Where its routes lead to its Pods.
+    pub pod_routes: Arc<Networks<()>>,
     /// Where its Pods are, while that is known better than the snapshot is.
     pub truth: Option<Arc<Truth>>,
     /// Backends on it whose probes fail, while nobody else tells.

@@ -43,6 +43,7 @@ pub use self::inputs::{
 };
 pub use self::memo::Memo;
 pub use self::peers::pool_peers;
+pub use self::pod_networks::Networks;
 pub use self::prefixes::pods_among_services;
 pub use self::reasons::{Reasons, Why};
 use crate::model::{Rejection, Snapshot, Touched};
@@ -73,7 +74,9 @@ pub fn compile<'m>(
     memo: &'m mut Memo,
 ) -> Compiled<'m> {
     let mut rejections = Vec::new();
-    let (environment, memory) = Environment::new(snapshot, config, view, memory, &mut rejections);
+    let last = memo.environment();
+    let (environment, memory) =
+        Environment::new(last, snapshot, config, view, memory, &mut rejections);
     let (new_rejections, lost) = memo.update(snapshot, touched, environment, &rejections);
     Compiled {
         table: memo.table(),

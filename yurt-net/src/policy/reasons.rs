@@ -56,7 +56,8 @@ impl<'a> Reasons<'a> {
         view: &NodeView,
         memory: &Memory,
     ) -> Self {
-        let (environment, _) = Environment::new(snapshot, config, view, memory, &mut Vec::new());
+        let (environment, _) =
+            Environment::new(None, snapshot, config, view, memory, &mut Vec::new());
         let mut slices: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for slice in snapshot.slices.values() {
             let name = (&*slice.name.namespace, &*slice.service);

@@ -135,6 +135,9 @@ pub struct ServiceKey {
     pub protocol: Protocol,
 }
 
+/// The namespace of what a cluster itself needs.
+pub const SYSTEM_NAMESPACE: &str = "kube-system";
+
 /// The precedence of a Service: nothing works without the first two kinds, and no tenant writes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Standing {
@@ -151,7 +154,7 @@ impl Standing {
     pub fn of(namespace: &str, name: &str) -> Self {
         match (namespace, name) {
             ("default", "kubernetes") => Self::Apiserver,
-            ("kube-system", _) => Self::System,
+            (SYSTEM_NAMESPACE, _) => Self::System,
             _ => Self::Tenant,
         }
     }

@@ -24,13 +24,12 @@ use clap::{Args, Parser, Subcommand};
 pub use self::cni::{CniArgs, CniKeepArg, CniPlaceArgs, CniVerb};
 pub use self::flows::{FlowsArgs, To};
 pub use self::kube_proxy::ProxyArgs;
-pub use self::place::PlaceArgs;
+pub use self::place::{LedgerDirsArgs, PlaceArgs};
 pub use self::policy::PolicyArgs;
 pub use self::run::RunArgs;
 pub use self::services::{Form, ServicesArgs};
 use self::values::duration;
 pub use self::values::{Destination, LogFormat, Output};
-use crate::ledger::store::LedgerDirs;
 use crate::source::SourceSpec;
 
 /// Service closure for OpenYurt edge nodes, in eBPF, in place of kube-proxy.
@@ -96,6 +95,9 @@ pub struct PlanArgs {
     /// Policy.
     #[command(flatten)]
     pub policy: PolicyArgs,
+    /// Where the ledger is, if this machine is the node.
+    #[command(flatten)]
+    pub ledger: LedgerDirsArgs,
     /// Form of the output.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,
@@ -169,12 +171,9 @@ pub struct CheckArgs {
 /// `ledger`.
 #[derive(Args, Clone, Debug)]
 pub struct LedgerArgs {
-    /// Directory of the agent's files: what the plugins' dataDir says.
-    #[arg(long, default_value = "/var/lib/yurt-net", value_name = "DIR")]
-    pub state_dir: PathBuf,
-    /// Directory in memory: what the plugins' runDir says.
-    #[arg(long, default_value = LedgerDirs::RUN_DIR, value_name = "DIR")]
-    pub run_dir: PathBuf,
+    /// Where the ledger is.
+    #[command(flatten)]
+    pub ledger: LedgerDirsArgs,
     /// Form of the output.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,

@@ -36,3 +36,24 @@ impl PlaceArgs {
         }
     }
 }
+
+/// Where the plugins keep the ledger.
+#[derive(Args, Clone, Debug)]
+pub struct LedgerDirsArgs {
+    /// Directory of the agent's files: what the plugins' dataDir says.
+    #[arg(long, default_value = "/var/lib/yurt-net", value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// Directory in memory: what the plugins' runDir says.
+    #[arg(long, default_value = LedgerDirs::RUN_DIR, value_name = "DIR")]
+    pub run_dir: PathBuf,
+}
+
+impl LedgerDirsArgs {
+    /// The same.
+    pub fn dirs(&self) -> LedgerDirs {
+        LedgerDirs {
+            state_dir: self.state_dir.clone(),
+            run_dir: self.run_dir.clone(),
+        }
+    }
+}

@@ -147,7 +147,9 @@ pub(super) fn withheld(
                 .protected
                 .refuses_at(kind, to, is_apiserver(service))
         };
-        let why = environment.refuses(kind, to.ip()).or_else(refuses_at)?;
+        let why = environment
+            .refuses(service, kind, to.ip())
+            .or_else(refuses_at)?;
         Some(format!(
             "{kind} of {namespace}/{name}, not served here: it is {why}"
         ))
@@ -255,7 +257,7 @@ impl<'a> ServiceAddresses<'a> {
                     true => admitted_v4,
                     false => ranges.len() - admitted_v4,
                 };
-                match environment.refuses(kind, address) {
+                match environment.refuses(service, kind, address) {
                     Some(what) => refused.push(format!("{kind} {address} is {what}")),
                     None if !has_family(service, address) => {}
                     None if is_balanced && admitted > MAX_SOURCE_RANGES => refused.push(format!(

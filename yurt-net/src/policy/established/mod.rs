@@ -157,7 +157,7 @@ impl Judge<'_> {
             }
             let (config, view) = (self.config, self.view);
             let rejections = &mut Vec::new();
-            let made = Environment::new(self.snapshot, config, view, self.memory, rejections);
+            let made = Environment::new(None, self.snapshot, config, view, self.memory, rejections);
             environment = Some(made.0);
         }
         let stand = |flow: &Flow| {

@@ -20,6 +20,7 @@ use self::steps::{Gone, Step, step_all, step_named};
 use super::conflicts::{self, Claimant, Loss, Place, Places};
 use super::environment::Environment;
 use super::established::Suspects;
+use super::pod_networks::asks_for;
 use super::{edge, established, health, prefixes};
 use crate::model::{
     Endpoint, EndpointSlice, NamespacedName, PoolService, Protocol, Rejection, Service, Snapshot,
@@ -69,6 +70,11 @@ impl Memo {
         &self.table
     }
 
+    /// The environment of the last compile.
+    pub(super) fn environment(&self) -> Option<&Environment> {
+        self.environment.as_ref()
+    }
+
     /// Brings the table in step; returns the rejections that it did not have before, and the backends whose established
     /// flows may have lost them.
     pub(super) fn update(
@@ -81,9 +87,11 @@ impl Memo {
         let mut lost = Suspects::default();
         let mut stale = self.take_up(snapshot, touched);
         let given = snapshot.rejections.iter().chain(rejections);
-        let [mut are_other_pods, mut is_other_truth, mut is_other_failing] = [false; 3];
+        let mut moved = None;
+        let [mut is_other_truth, mut is_other_failing] = [false; 2];
         if let Some(known) = &mut self.environment {
-            are_other_pods = known.pods != environment.pods;
+            let is_other = known.pods != environment.pods;
+            moved = is_other.then(|| known.pods.moved(&environment.pods));
             is_other_truth = known.truth != environment.truth;
             is_other_failing = known.failing != environment.failing;
             // Compared here, so that the comparison below is about the other fields.
@@ -100,10 +108,12 @@ impl Memo {
             && !self.has_manifests;
         let had_manifests =
             std::mem::replace(&mut self.has_manifests, !snapshot.manifests.is_empty());
-        if are_other_pods {
-            // Pods come and go, and nearly no Service has external IPs.
-            let has_external_ips = |service: &Arc<Service>| !service.external_ips.is_empty();
-            let is_concerned = |of: &Remembered| of.service.as_ref().is_some_and(has_external_ips);
+        if let Some(moved) = moved {
+            // Pods come and go, and nearly no Service asks for their addresses.
+            let is_concerned = |of: &Remembered| {
+                let service = of.service.as_ref();
+                service.is_some_and(|service| asks_for(&moved, service, &of.pool_services))
+            };
             let concerned = self.services.iter().filter(|(_, of)| is_concerned(of));
             stale.names.extend(concerned.map(|(name, _)| name.clone()));
         }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::pod_networks::{PodNetworks, pod_cidrs};
+use super::pod_networks::{Networks, pod_cidrs};
 use crate::model::{AddressFamily, Kind, NamespacedName, Rejection, Snapshot};
 use crate::table::{ClusterPrefixes, FrontendKind, MAX_PREFIXES, ServiceTable};
 use crate::text;
@@ -239,7 +239,7 @@ pub fn pods_among_services(snapshot: &Snapshot, table: &ServiceTable) -> Option<
             whose(pods, node)
         ));
     }
-    let networks: PodNetworks = ranges().collect();
+    let networks: Networks<&str> = ranges().map(|(cidr, node)| (cidr, &*node.name)).collect();
     let frontends = table.services.iter().flat_map(|entry| &entry.frontends);
     let frontends = frontends.filter(|f| f.kind == FrontendKind::ClusterIp);
     let inside = frontends.filter_map(|f| Some((networks.find(f.address)?, f.address)));

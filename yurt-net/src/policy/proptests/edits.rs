@@ -282,6 +282,10 @@ pub(super) enum Aside {
     Failing(BTreeSet<u8>),
     /// Where Pods are by the ledger.
     Pods(BTreeSet<u8>),
+    /// Where routes lead to Pods.
+    Routes(BTreeSet<u8>),
+    /// Where the endpoints in kube-system are.
+    System(BTreeSet<u8>),
 }
 
 pub(super) fn aside() -> impl Strategy<Value = Aside> {
@@ -294,6 +298,8 @@ pub(super) fn aside() -> impl Strategy<Value = Aside> {
         3 => of(vec((0u8..6, of(0u8..6)), 0..4)).prop_map(Aside::Ledger),
         3 => btree_set(0u8..6, 0..4).prop_map(Aside::Failing),
         2 => btree_set(0u8..6, 0..4).prop_map(Aside::Pods),
+        1 => btree_set(0u8..6, 0..4).prop_map(Aside::Routes),
+        1 => btree_set(0u8..6, 0..4).prop_map(Aside::System),
     ]
 }
 
@@ -322,6 +328,21 @@ pub(super) fn set_aside(world: &mut World, aside: &Aside) {
         Aside::Pods(ref addresses) => {
             let addresses = addresses.iter().map(|at| ip(&format!("10.96.0.{at}")));
             world.view.pods = Arc::new(addresses.collect());
+        }
+        Aside::Routes(ref addresses) => {
+            let hosts = addresses.iter().map(|at| ip(&format!("203.0.113.{at}")));
+            world.view.pod_routes = Arc::new(hosts.map(|host| (host.into(), ())).collect());
+        }
+        Aside::System(ref addresses) => {
+            let addresses: Vec<_> = addresses.iter().map(|at| format!("10.96.0.{at}")).collect();
+            let endpoints: Vec<_> = addresses.iter().map(|at| (at.as_str(), None)).collect();
+            world.slice("dns", "dns", &endpoints);
+            let old = NamespacedName::new("default", "dns");
+            let mut slice = world.snapshot.slices.remove(&old).unwrap();
+            let slice_of_system = Arc::make_mut(&mut slice);
+            slice_of_system.name = system();
+            let name = slice.name.clone();
+            world.snapshot.slices.insert(name, slice);
         }
         Aside::Headless(id) => {
             let name = NamespacedName::new("default", format!("slice-{id}"));
@@ -352,6 +373,11 @@ pub(super) fn set_aside(world: &mut World, aside: &Aside) {
     }
 }
 
+/// The slice in kube-system.
+fn system() -> NamespacedName {
+    NamespacedName::new("kube-system", "dns")
+}
+
 /// As a source says it.
 pub(super) fn touched(edits: &[Edit], aside: Option<&Aside>) -> Touched {
     let edits = edits.iter().map(|edit| match edit {
@@ -359,15 +385,20 @@ pub(super) fn touched(edits: &[Edit], aside: Option<&Aside>) -> Touched {
         _ => None,
     });
     // The source knows nothing of the ledger.
-    let aside = aside.filter(|aside| !matches!(aside, Aside::Ledger(_) | Aside::Pods(_)));
-    let aside = aside.map(|aside| match aside {
+    let aside = aside
+        .filter(|aside| !matches!(aside, Aside::Ledger(_) | Aside::Pods(_) | Aside::Routes(_)));
+    let is_system = matches!(aside, Some(Aside::System(_)));
+    let aside = aside.filter(|_| !is_system).map(|aside| match aside {
         Aside::Headless(id) => Some(*id),
         _ => None,
     });
     let ids: Option<Vec<u8>> = edits.chain(aside).collect();
     let name = |id| NamespacedName::new("default", format!("slice-{id}"));
     match ids {
-        Some(ids) => Touched::Slices(ids.into_iter().map(name).collect()),
+        Some(ids) => {
+            let names = ids.into_iter().map(name);
+            Touched::Slices(names.chain(is_system.then(system)).collect())
+        }
         None => Touched::Anything,
     }
 }

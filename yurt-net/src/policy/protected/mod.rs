@@ -12,7 +12,9 @@
 //! | link-local, YurtHub's addresses | no | no | - | not YurtHub's ports there |
 //! | address and port of an apiserver, of a configured YurtHub; `--protect` | no | no | no | no, but default/kubernetes |
 //! | addresses of this Node, and of others whose objects the source has | no | not the lifelines' ports | likewise | yes |
-//! | inside the podCIDRs of this Node, and of others whose objects the source has, unless Nodes are in there, too; a Pod's of this node (`environment`) | no | yes | - | yes |
+//! | inside the podCIDRs of this Node, and of others whose objects the source has, unless Nodes are in there, too | no | no | - | yes |
+//! | a Pod's of this node, by the ledger or a route; not a Node's (`pod_networks`) | no | no | - | yes |
+//! | an endpoint's in kube-system, for Services of other namespaces (`pod_networks`) | no | yes | - | yes |
 //! | the node's nameservers, at the ports of DNS | no | yes | no, also where one is a loopback address | yes |
 //!
 //! Other Nodes are known from `file:` alone. From an apiserver or YurtHub the agent asks for its own Node only: in a
@@ -30,7 +32,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::inputs::{NodeView, Place, PolicyConfig, ProtectConfig};
-use super::pod_networks::{PodNetworks, pod_cidrs};
+use super::pod_networks::{NOBODYS, Networks, pod_cidrs};
 use crate::model::{Kind, NamespacedName, Rejection, Snapshot};
 use crate::plan::{SELF_TEST_V4, SELF_TEST_V6};
 use crate::table::FrontendKind;
@@ -104,7 +106,7 @@ pub struct Protected {
     /// The addresses of Nodes and of this machine, sorted.
     nodes: Vec<(IpAddr, Whose)>,
     /// The podCIDRs of Nodes. The kubelet probes Pods there, and members of a database reach each other there.
-    pods: PodNetworks,
+    pods: Networks<Arc<str>>,
     /// Apiservers, sorted.
     servers: Vec<SocketAddr>,
     nameservers: BTreeSet<IpAddr>,
@@ -145,7 +147,9 @@ impl Protected {
         servers.dedup();
         Self {
             nodes,
-            pods: pods.map(|(cidr, node, _)| (cidr, node)).collect(),
+            pods: pods
+                .map(|(cidr, node, _)| (cidr, node.name.clone()))
+                .collect(),
             servers,
             nameservers: view.nameservers.clone(),
             config: config.protect.clone(),
@@ -212,7 +216,8 @@ impl Protected {
         self.node(address) == Some(&Whose::ThisNode)
     }
 
-    fn node(&self, address: IpAddr) -> Option<&Whose> {
+    /// The Node, if an address is one's.
+    pub(super) fn node(&self, address: IpAddr) -> Option<&Whose> {
         let found = self
             .nodes
             .binary_search_by(|(other, _)| other.cmp(&address));
@@ -234,13 +239,14 @@ impl Protected {
                         "{whose}, which no external IP may take: a NodePort or a load balancer serves it"
                     ));
                 }
-                _ => {
-                    if kind == FrontendKind::ExternalIp
+                whose => {
+                    if is_external
+                        && whose.is_none()
                         && let Some((cidr, node)) = self.pods.find(address)
                     {
+                        let node = text::name(node);
                         return Some(format!(
-                            "an address of Pods ({cidr} of Node {}), which no external IP may take",
-                            text::name(node)
+                            "an address of Pods ({cidr} of Node {node}){NOBODYS}"
                         ));
                     }
                     let is_admitted = self.config.external_ips.admit(address);

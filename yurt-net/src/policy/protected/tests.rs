@@ -4,6 +4,7 @@ use super::super::fixtures::{World, frontends, ip, only, port};
 use super::super::inputs::{ExternalIps, Place};
 use super::*;
 use crate::model::ServiceType;
+use crate::policy::Networks;
 
 /// `web`, whose owner has written these external IPs, on a node that speaks to the apiserver at 203.0.113.6:6443.
 fn written(external: &[&str], of_port: u16) -> World {
@@ -80,7 +81,7 @@ fn an_external_ip_takes_no_address_of_pods() {
     assert_eq!(given(&mut world), rest);
     let told = |address, of| {
         format!(
-            "Service web: ExternalIP {address} is an address of Pods ({of}), which no external IP may take"
+            "Service web: ExternalIP {address} is an address of Pods ({of}), which no external IP and no load balancer may take"
         )
     };
     let told = [
@@ -88,12 +89,126 @@ fn an_external_ip_takes_no_address_of_pods() {
         told("10.3.0.2", "10.3.0.0/24 of Node a2"),
     ];
     assert_eq!(world.rejections(), told);
-    // Who writes a load balancer's status is a controller.
+}
+
+/// Who writes a load balancer's status comes between the kubelet and its Pods no more than who writes external IPs.
+#[test]
+fn a_load_balancer_takes_no_address_of_pods_and_is_served_at_nodes() {
+    let mut world = written(&[], 8080);
+    world.view.local_addresses = Some([ip("192.0.2.11"), ip("10.1.0.1")].into());
+    world.view.pods = Arc::new([ip("10.9.0.2")].into());
+    world.view.pod_routes = routes(&["10.8.0.0/24", "192.0.2.0/24"]);
+    world.slice("kubelet", "kubelet", &[("192.0.2.12", None)]);
+    in_kube_system(&mut world, "kubelet");
+    for (address, is_served) in [
+        ("10.1.0.2", false),
+        ("10.9.0.2", false),
+        ("10.8.0.2", false),
+        ("192.0.2.13", false),
+        ("198.51.100.7", true),
+        ("192.0.2.11", true),
+        ("192.0.2.12", true),
+        ("10.1.0.1", true),
+    ] {
+        for pool in [false, true] {
+            world.service("web", |service| {
+                service.service_type = ServiceType::LoadBalancer;
+                service.load_balancer_ips = [ip(address)].into();
+            });
+            world.snapshot.pool_services.clear();
+            if pool {
+                world.pool_service("web", "hangzhou", &[address]);
+            }
+            let all = given(&mut world);
+            assert_eq!(all.len(), 1 + usize::from(is_served), "{address}");
+            let told = world.rejections();
+            let is_told = told
+                .iter()
+                .any(|reason| reason.contains("no load balancer may take"));
+            assert_eq!(is_told, !is_served, "{told:?}");
+        }
+    }
+    // A Pod that comes takes the address from a load balancer that has it.
     world.service("web", |service| {
-        service.service_type = ServiceType::LoadBalancer;
-        (service.external_ips, service.load_balancer_ips) = ([].into(), [ip("10.1.0.2")].into());
+        service.load_balancer_ips = [ip("198.51.100.7")].into();
     });
+    world.pool_service("web", "hangzhou", &["198.51.100.8"]);
     assert_eq!(given(&mut world).len(), 2);
+    world.view.pods = Arc::new([ip("198.51.100.8")].into());
+    assert_eq!(given(&mut world).len(), 1);
+}
+
+fn routes(all: &[&str]) -> Arc<Networks<()>> {
+    let all = all.iter().map(|text| (text.parse().unwrap(), ()));
+    Arc::new(all.collect())
+}
+
+/// Puts a slice of the namespace `default` into kube-system.
+fn in_kube_system(world: &mut World, slice: &str) {
+    let name = NamespacedName::new("default", slice);
+    let mut slice = world.snapshot.slices.remove(&name).unwrap();
+    Arc::make_mut(&mut slice).name.namespace = "kube-system".into();
+    let name = slice.name.clone();
+    world.snapshot.slices.insert(name, slice);
+}
+
+/// As Calico and ptp have it, whose Nodes have no podCIDR that counts.
+#[test]
+fn an_external_ip_takes_no_address_to_which_a_route_of_this_node_leads_at_a_pod() {
+    let mut world = written(&["10.9.0.2", "10.8.0.9", "10.9.0.3"], 8080);
+    let all = given(&mut world);
+    assert_eq!(all.len(), 4);
+    world.view.pod_routes = routes(&["10.9.0.2/32", "10.8.0.0/24"]);
+    let rest = ["ClusterIP 10.96.0.10:8080", "ExternalIP 10.9.0.3:8080"];
+    assert_eq!(given(&mut world), rest);
+    let told = |address, network| {
+        format!(
+            "Service web: ExternalIP {address} is an address of Pods ({network} by a route of this node), which no external \
+             IP and no load balancer may take"
+        )
+    };
+    assert_eq!(
+        world.rejections(),
+        [
+            told("10.8.0.9", "10.8.0.0/24"),
+            told("10.9.0.2", "10.9.0.2/32")
+        ]
+    );
+    world.view.pod_routes = Arc::default();
+    assert_eq!(given(&mut world), all);
+}
+
+/// Pods of other nodes are known by endpoints alone, and whose word that is matters.
+#[test]
+fn an_external_ip_takes_no_endpoint_of_kube_system_and_an_endpoint_of_a_tenant_takes_no_external_ip()
+ {
+    let mut world = written(&["10.9.0.2"], 8080);
+    // Of a Service of another tenant, who may write what he likes.
+    world.slice("dns", "dns", &[("10.9.0.2", None)]);
+    let all = given(&mut world);
+    assert_eq!(all.len(), 2);
+    in_kube_system(&mut world, "dns");
+    assert_eq!(given(&mut world), ["ClusterIP 10.96.0.10:8080"]);
+    assert_eq!(
+        world.rejections(),
+        [
+            "Service web: ExternalIP 10.9.0.2 is the address of an endpoint in kube-system, which no external IP of another \
+             namespace may take"
+        ]
+    );
+    // The endpoint moves.
+    world.slice("dns", "dns", &[("10.9.0.3", None)]);
+    in_kube_system(&mut world, "dns");
+    assert_eq!(given(&mut world), all);
+    world.slice("dns", "dns", &[("10.9.0.2", None)]);
+    in_kube_system(&mut world, "dns");
+    // Who writes there is trusted with it.
+    let name = NamespacedName::new("default", "web");
+    let mut service = world.snapshot.services.remove(&name).unwrap();
+    Arc::make_mut(&mut service).name.namespace = "kube-system".into();
+    let name = service.name.clone();
+    world.snapshot.services.insert(name, service);
+    assert_eq!(given(&mut world), all);
 }
 
 /// Where the network hands out addresses by itself Nodes have no podCIDR, and the ledger knows those of this node.
@@ -116,7 +231,8 @@ fn an_external_ip_takes_no_address_that_a_pod_of_this_node_has_in_the_ledger() {
     assert_eq!(
         world.rejections(),
         [
-            "Service web: ExternalIP 10.9.0.2 is the address of a Pod of this node, which no external IP may take"
+            "Service web: ExternalIP 10.9.0.2 is the address of a Pod of this node, which no external IP and no load \
+             balancer may take"
         ]
     );
     world.view.pods = Arc::default();
