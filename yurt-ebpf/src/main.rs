@@ -3,6 +3,8 @@
 //! Of `prog/`, `sock.rs` is the socket path: each program is one call that cannot fail. `guard.rs` judges what Pods
 //! send, `translate.rs` has them appear with the addresses that were promised to them, `vtep.rs` listens to peers'
 //! tunnels. `maps/` has every map.
+// A longer function says why it is one. Tables of tests are long.
+#![cfg_attr(not(test), deny(clippy::too_many_lines))]
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(not(target_arch = "bpf"))]

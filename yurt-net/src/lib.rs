@@ -1,4 +1,6 @@
 //! The node agent of yurt-net, as a library: the binary, the lab and the benchmarks use the same code.
+// A longer function says why it is one. Tables of tests are long.
+#![cfg_attr(not(test), deny(clippy::too_many_lines))]
 #![deny(unsafe_code)]
 
 pub mod agent;

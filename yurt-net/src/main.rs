@@ -1,6 +1,8 @@
 //! The `yurt-net` command: reads the command line, prints errors, sets the exit code.
 //!
 //! Exit codes: 0 done, 1 failed, 2 bad usage or a bad configuration file.
+// A longer function says why it is one. Tables of tests are long.
+#![cfg_attr(not(test), deny(clippy::too_many_lines))]
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;

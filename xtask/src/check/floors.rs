@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::layering::{File, Violation};
-use super::paths::mentions;
+use super::paths::{Mention, mentions};
+use super::violation::{File, Violation};
 
 /// The crate whose rooms are on floors.
 pub(crate) struct House {
@@ -69,6 +69,7 @@ impl House {
             }
         }
         let mut found = self.placing(&files);
+        found.extend(self.of_the_root(&files));
         let is_let_through = |edge: &Edge<'_>| self.listed().any(|(_, listed)| listed == *edge);
         let judged: Vec<&Import<'_>> = imports
             .iter()
@@ -109,7 +110,7 @@ impl House {
         let homeless = homeless.map(|file| Violation {
             place: format!("{}{file}:1", self.root),
             rule: "a file on no floor".to_owned(),
-            remedy: "add its room to the table of floors in xtask/src/check/layering.rs".to_owned(),
+            remedy: "add its room to the table of floors in xtask/src/check/tables.rs".to_owned(),
         });
         let rooms = self.floors.iter().flat_map(|(_, rooms)| *rooms);
         let empty = rooms.filter(|room| {
@@ -120,9 +121,33 @@ impl House {
         let empty = empty.map(|room| Violation {
             place: format!("{}{room}", self.root),
             rule: "a room without a file".to_owned(),
-            remedy: "delete it from the table of floors in xtask/src/check/layering.rs".to_owned(),
+            remedy: "delete it from the table of floors in xtask/src/check/tables.rs".to_owned(),
         });
         homeless.chain(empty).collect()
+    }
+
+    /// Names of the crate's root, which `crate::name` leads to: nobody sees what room they are of.
+    fn of_the_root(&self, files: &BTreeMap<&str, &File>) -> Vec<Violation> {
+        let rooms: BTreeSet<&str> = files
+            .keys()
+            .filter_map(|file| module(file)?.first().copied())
+            .collect();
+        let mut found = Vec::new();
+        for (file, text) in files.iter().map(|(file, of)| (file, &of.text)) {
+            for Mention { line, segments } in mentions(text) {
+                let [first, name, ..] = &segments[..] else {
+                    continue;
+                };
+                if first == "crate" && !rooms.contains(&**name) {
+                    found.push(Violation {
+                        place: format!("{}{file}:{line}", self.root),
+                        rule: format!("imports `{name}` of the crate's root"),
+                        remedy: "name the room that it is of".to_owned(),
+                    });
+                }
+            }
+        }
+        found
     }
 
     /// The import, if it goes to a higher floor.
@@ -230,12 +255,23 @@ impl House {
         modules: &BTreeMap<Vec<&str>, &'a str>,
     ) -> Vec<Import<'a>> {
         let own = module(file).unwrap_or_default();
+        let mentions = mentions(text);
         let mut found = Vec::new();
-        for mention in mentions(text) {
+        // Modules that the file calls by their last name.
+        let mut known_as: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for mention in &mentions {
             let segments: Vec<&str> = mention.segments.iter().map(String::as_str).collect();
-            let Some(path) = self.absolute(&own, &segments, modules) else {
+            let absolute = self.absolute(&own, &segments, modules);
+            let renamed = || {
+                let (first, rest) = segments.split_first()?;
+                Some([&known_as.get(first)?[..], rest].concat())
+            };
+            let Some(path) = absolute.or_else(renamed) else {
                 continue;
             };
+            if let Some(last) = path.last().filter(|_| modules.contains_key(&path)) {
+                known_as.insert(last, path.clone());
+            }
             let known = (1..=path.len())
                 .rev()
                 .find_map(|length| Some((length, *modules.get(&path[..length])?)));
@@ -407,6 +443,7 @@ mod tests {
             "use super::left::Left;\n",
             "use crate::{left::Left, words};\n",
             "fn f() -> crate::left::Left { todo() }\n",
+            "#[serde(with = \"crate::left\")]\nstruct S;\n",
             "pub use super::left::*;\n",
         ] {
             assert_eq!(found(&[("words.rs", text)]).len(), 1, "{text}");
@@ -417,6 +454,32 @@ mod tests {
             "use std::left::Left;\n",
         ] {
             assert_eq!(found(&[("words.rs", text)]), [""; 0], "{text}");
+        }
+    }
+
+    #[test]
+    fn a_module_that_is_called_by_its_last_name_is_imported_by_what_is_said_of_it() {
+        let circle = [
+            ("left/mod.rs", "mod a;\nmod b;\n"),
+            ("left/a/mod.rs", "pub mod c;\n"),
+            ("left/a/c.rs", "use crate::left::b::B;\n"),
+            ("left/b.rs", "use crate::left::a;\nfn f() { a::c::g() }\n"),
+        ];
+        let found = found(&circle);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].contains("left/a/c.rs, left/b.rs"), "{found:?}");
+    }
+
+    #[test]
+    fn a_name_of_the_root_hides_its_room() {
+        for text in [
+            "use crate::Left;\n",
+            "fn f() { crate::left!() }\n",
+            "use crate::*;\n",
+        ] {
+            let text = text.replace("left!", "known!");
+            let found = found(&[("words.rs", &text)]);
+            assert_one(&found, &["of the crate's root"]);
         }
     }
 

@@ -1,196 +1,11 @@
 //! Checks what each file may know: the pure core stays pure, and each library at the edge has one owner.
 
 use std::collections::BTreeSet;
-use std::fmt;
 
-use super::breaches;
 use super::columns::{self, long_comments};
-use super::floors::House;
-use super::paths::{Mention, mentions};
-
-/// A source file.
-pub(crate) struct File {
-    /// Path from the workspace root.
-    pub(crate) name: String,
-    /// Contents.
-    pub(crate) text: String,
-}
-
-/// A broken rule.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Violation {
-    pub(crate) place: String,
-    pub(crate) rule: String,
-    pub(crate) remedy: String,
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            place,
-            rule,
-            remedy,
-        } = self;
-        write!(f, "{place}: {rule}; {remedy}")
-    }
-}
-
-/// The floors of each crate; `floors` says what they mean.
-const HOUSES: [House; 2] = [
-    House {
-        root: "yurt-net/src/",
-        name: "yurt_net",
-        floors: &[
-            (
-                "words and the machine",
-                &[
-                    "device", "error", "go_json", "host", "model", "output", "text",
-                ],
-            ),
-            (
-                "rules",
-                &[
-                    "edge", "explain", "ledger", "plan", "pods", "policy", "table", "tunnel",
-                ],
-            ),
-            ("edges", &["cni", "dataplane", "node", "observe", "source"]),
-            ("config", &["config"]),
-            ("agent", &["agent"]),
-            ("verbs", &["cli", "lib", "main"]),
-        ],
-        breaches: breaches::AGENT,
-    },
-    House {
-        root: "yurt-ebpf/src/",
-        name: "yurt_ebpf",
-        floors: &[
-            ("layouts", &["abi"]),
-            ("bytes", &["frame"]),
-            ("decisions", &["claims", "rewrite", "select", "vxlan"]),
-            ("maps", &["maps"]),
-            ("hooks", &["prog"]),
-            ("crate", &["lib", "main"]),
-        ],
-        breaches: &[],
-    },
-];
-
-/// The floor whose rooms are pure: values in, values out.
-const RULES: &str = "rules";
-/// Its files that are not pure: they read and write what belongs to the rules of their room alone.
-const EDGES_OF_RULES: &[&str] = &[
-    "yurt-net/src/ledger/store.rs",
-    "yurt-net/src/ledger/watch.rs",
-    "yurt-net/src/pods/settings.rs",
-    "yurt-net/src/tunnel/record.rs",
-];
-
-/// What a pure file must not mention. A leading `*` matches at any depth of the path.
-const IMPURE: &[&str] = &[
-    "aya",
-    "aya_ebpf",
-    "aya_obj",
-    "kube",
-    "netlink_packet_route",
-    "rtnetlink",
-    "std::fs",
-    "std::net::TcpListener",
-    "std::net::TcpStream",
-    "std::net::UdpSocket",
-    "tokio",
-    "*::Instant::now",
-    "*::SystemTime::now",
-];
-
-/// A library that only some files may use.
-struct Edge {
-    libraries: &'static [&'static str],
-    owners: &'static [&'static str],
-    remedy: &'static str,
-}
-
-const EDGES: &[Edge] = &[
-    Edge {
-        libraries: &["aya", "aya_log", "aya_obj", "log"],
-        owners: &[
-            "yurt-net/src/dataplane/load/",
-            "yurt-net/src/dataplane/sys/",
-        ],
-        remedy: "the kernel is reached through `dataplane`",
-    },
-    Edge {
-        libraries: &["rtnetlink", "netlink_packet_route"],
-        owners: &["yurt-net/src/node/", "yurt-net/src/cni/interface.rs"],
-        remedy: "addresses and links of the node are read from `node`, a Pod's interface is set by `cni::interface`",
-    },
-    Edge {
-        libraries: &["kube"],
-        owners: &[
-            "yurt-net/src/source/kube/access/",
-            // The description of an exec plugin in a kubeconfig.
-            "yurt-net/src/source/kube/plugin.rs",
-        ],
-        remedy: "the API is read through `source`; a module of that name is `self::kube`",
-    },
-    Edge {
-        libraries: &["hyper", "hyper_util"],
-        owners: &[
-            "yurt-net/src/agent/probing/",
-            "yurt-net/src/observe/http/",
-            "yurt-net/src/source/kube/failure.rs",
-            "yurt-net/src/source/kube/task.rs",
-            "yurt-net/src/source/kube/wire.rs",
-        ],
-        remedy: "what is served over HTTP is served by `observe::http`, and what is asked is asked by `source::kube` and, of Pods, by `agent::probing`",
-    },
-    Edge {
-        libraries: &["tokio_rustls", "rustls_native_certs"],
-        owners: &[
-            "yurt-net/src/source/kube/access/",
-            "yurt-net/src/source/kube/wire.rs",
-        ],
-        remedy: "whom to believe is said by `source::kube`'s `access`",
-    },
-    Edge {
-        libraries: &["h2"],
-        owners: &["yurt-net/src/agent/probing/"],
-        remedy: "a Pod's health over gRPC is asked for by `agent::probing`",
-    },
-    Edge {
-        libraries: &["k8s_openapi"],
-        owners: &["yurt-net/src/source/decode/mod.rs"],
-        remedy: "objects are `model`'s types after `source::decode`",
-    },
-    Edge {
-        libraries: &["postcard"],
-        owners: &["yurt-net/src/source/checkpoint/codec.rs"],
-        remedy: "the checkpoint is written and read by `source::checkpoint`",
-    },
-    Edge {
-        libraries: &["lz4_flex"],
-        owners: &[
-            "yurt-net/build.rs",
-            "yurt-net/src/dataplane/load/mod.rs",
-            "yurt-net/src/source/checkpoint/codec.rs",
-        ],
-        remedy: "compressed are the checkpoint, by `source::checkpoint`, and the eBPF object",
-    },
-    Edge {
-        libraries: &["crc32fast"],
-        owners: &[
-            "yurt-net/src/ledger/codec.rs",
-            "yurt-net/src/tunnel/record.rs",
-            "yurt-net/src/source/checkpoint/codec.rs",
-        ],
-        remedy: "what is on disk is written and read by `source::checkpoint`, `ledger::codec` and `tunnel::record`",
-    },
-];
-
-/// The exceptions: file, and what it may mention all the same.
-const EXCEPTIONS: &[(&str, &str)] = &[
-    // The types of the maps are shared with the programs, and only their own crate can declare them as Pod.
-    ("yurt-ebpf/src/abi/mod.rs", "aya::Pod"),
-];
+use super::paths::{Mention, calls, mentions};
+use super::tables::{EDGES, EDGES_OF_RULES, EXCEPTIONS, HOUSES, IMPURE, IMPURE_METHODS, RULES};
+use super::violation::{File, Violation};
 
 const MAX_LINES: usize = 650;
 const BANNED_NAMES: &[&str] = &["common", "helpers", "manager", "misc", "utils"];
@@ -224,13 +39,13 @@ fn is_rules(name: &str) -> bool {
     houses.any(|house| house.floor_of(name) == Some(RULES))
 }
 
-/// Whether a file says that its module is pure: a sentence of its documentation begins with that word. "Pure but for"
-/// does not count.
+/// Whether a file says that its module is pure: its documentation has that word, with a capital. "Pure but for" does
+/// not count.
 fn says_pure(text: &str) -> bool {
     let lines = text.lines().map_while(|line| line.strip_prefix("//!"));
     let mut words = lines.flat_map(str::split_whitespace).peekable();
     while let Some(word) = words.next() {
-        let is_it = word.trim_end_matches(['.', ':', ';']) == "Pure";
+        let is_it = word.trim_end_matches(['.', ':', ';', ',']) == "Pure";
         if is_it && words.peek() != Some(&"but") {
             return true;
         }
@@ -256,7 +71,7 @@ pub(crate) fn violations_of_all(files: &[File]) -> Vec<Violation> {
     let missing = listed.filter(|path| !files.iter().any(|file| is_among(&file.name, &[*path])));
     let missing = missing.map(|path| Violation {
         place: (*path).to_owned(),
-        rule: "is listed in xtask/src/check/layering.rs, and no file is there".to_owned(),
+        rule: "is listed in xtask/src/check/tables.rs, and no file is there".to_owned(),
         remedy: "list where it is now, or delete it from the list".to_owned(),
     });
     let imports = HOUSES.iter().flat_map(|house| house.violations(files));
@@ -323,6 +138,15 @@ fn file_violations(file: &File, is_pure: bool) -> Vec<Violation> {
     if !name.starts_with("yurt-net/src/") && !name.starts_with("yurt-ebpf/src/") {
         return found;
     }
+    let methods = calls(&file.text).into_iter().filter(|_| is_pure);
+    for (line, method) in methods.filter(|(_, method)| IMPURE_METHODS.contains(&&**method)) {
+        let rule = format!("a pure file calls {method}()");
+        report(
+            line,
+            rule,
+            "take the value as a parameter, or move this to an edge",
+        );
+    }
     for mention in mentions(&file.text) {
         let Mention { line, segments } = &mention;
         let is_excepted = |&(of, path): &(&str, &str)| of == name && matches(path, segments);
@@ -345,7 +169,10 @@ fn file_violations(file: &File, is_pure: bool) -> Vec<Violation> {
                 .iter()
                 .any(|library| matches(library, segments));
             if is_edge && !is_among(name, edge.owners) {
-                let rule = format!("{path} outside {}", edge.owners.join(", "));
+                let rule = match edge.owners {
+                    [] => format!("{path} outside tests"),
+                    owners => format!("{path} outside {}", owners.join(", ")),
+                };
                 report(*line, rule, edge.remedy);
             }
         }
@@ -390,7 +217,10 @@ fn bare_marker(line: &str) -> Option<&'static str> {
             let after = &line[at + marker.len()..];
             let is_whole =
                 !is_word(line[..at].chars().next_back()) && !is_word(after.chars().next());
-            is_whole && !after.starts_with("(#")
+            let issue = after.strip_prefix("(#");
+            let has_issue =
+                issue.is_some_and(|issue| issue.starts_with(|c: char| c.is_ascii_digit()));
+            is_whole && !has_issue
         })
     })
 }

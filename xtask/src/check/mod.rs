@@ -9,6 +9,8 @@ mod floors;
 mod layering;
 mod paths;
 mod publicity;
+mod tables;
+mod violation;
 
 use std::collections::BTreeSet;
 use std::env;
@@ -148,7 +150,7 @@ fn read(path: &Path) -> Result<String> {
 }
 
 /// Every Rust file below `dir`, in order of name, with its path from the workspace root.
-fn collect(dir: &Path, files: &mut Vec<layering::File>) -> Result<()> {
+fn collect(dir: &Path, files: &mut Vec<violation::File>) -> Result<()> {
     let list = || -> std::io::Result<Vec<_>> {
         fs::read_dir(dir)?
             .map(|entry| entry.map(|entry| entry.path()))
@@ -164,7 +166,7 @@ fn collect(dir: &Path, files: &mut Vec<layering::File>) -> Result<()> {
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = read(&path)?;
             let name = path.strip_prefix(root()).unwrap_or(&path);
-            files.push(layering::File {
+            files.push(violation::File {
                 name: name.display().to_string(),
                 text,
             });

@@ -48,6 +48,23 @@ pub(crate) fn mentions(text: &str) -> Vec<Mention> {
     found
 }
 
+/// Every method that is called outside in-file test modules, with its line.
+pub(crate) fn calls(text: &str) -> Vec<(usize, String)> {
+    let tokens = tokens(&without_tests(&without_prose(text)));
+    let called = tokens.windows(3).filter_map(|window| {
+        let [dot, name, open] = window else {
+            return None;
+        };
+        match (&dot.kind, &name.kind, &open.kind) {
+            (Token::Other('.'), Token::Word(word), Token::Other('(')) => {
+                Some((name.line, word.clone()))
+            }
+            _ => None,
+        }
+    });
+    called.collect()
+}
+
 /// Every word and every other character of the code, tests included, with its line. Paths lose their colons.
 pub(crate) fn words(text: &str) -> Vec<(usize, String)> {
     let tokens = tokens(&without_prose(text)).into_iter();
@@ -151,7 +168,8 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// The text with comments and the insides of literals as blanks; lines stay where they are.
+/// The text with comments and the insides of literals as blanks; lines stay where they are. A literal that is a path of
+/// this crate, as serde's attributes have it, loses just its quotes.
 fn without_prose(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     let mut rest = text;
@@ -162,11 +180,22 @@ fn without_prose(text: &str) -> String {
             rest = &rest[c.len_utf8()..];
         } else {
             let (prose, after) = rest.split_at(length);
-            code.extend(prose.chars().map(|c| if c == '\n' { c } else { ' ' }));
+            match path_in(prose) {
+                Some(path) => code.extend([" ", path, " "]),
+                None => code.extend(prose.chars().map(|c| if c == '\n' { c } else { ' ' })),
+            }
             rest = after;
         }
     }
     code
+}
+
+/// The path of this crate that a literal is.
+fn path_in(literal: &str) -> Option<&str> {
+    let path = literal.strip_prefix('"')?.strip_suffix('"')?;
+    let (root, _) = path.split_once("::")?;
+    let is_path = path.chars().all(|c| is_word(c) || c == ':');
+    (is_path && ["crate", "self", "super"].contains(&root)).then_some(path)
 }
 
 /// How many bytes of `rest` are a comment or a literal that begins there; 0 when none does.
@@ -309,6 +338,18 @@ mod tests {
                     const B: &[u8] = br#\"i::j \" k::l\"#; const C: char = '\"'; const D: char = '\\'';\n\
                     fn f<'a>(x: &'a str) { m::n(x) } // o::p\n";
         assert_eq!(found(text), ["5 m::n"]);
+    }
+
+    #[test]
+    fn a_literal_that_is_a_path_of_the_crate_is_a_mention() {
+        let text = "#[serde(with = \"crate::go_json\")]\nconst A: &str = \"crate::a b\"; const B: &str = \"a::b\";\n";
+        assert_eq!(found(text), ["1 crate::go_json"]);
+    }
+
+    #[test]
+    fn calls_of_methods_are_found_and_fields_and_functions_are_not() {
+        let text = "fn f() {\n    now.elapsed().elapsed; elapsed() // a.b()\n}\n#[cfg(test)]\nmod tests {\n    a.b();\n}\n";
+        assert_eq!(calls(text), [(2, "elapsed".to_owned())]);
     }
 
     #[test]

@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::layering::{File, Violation};
 use super::paths::words;
+use super::violation::{File, Violation};
 
 /// The crates whose rooms are told apart. What is named anywhere else is used by somebody else.
 const CRATES: [&str; 2] = ["yurt-net/src/", "yurt-ebpf/src/"];

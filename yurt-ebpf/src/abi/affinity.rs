@@ -59,7 +59,7 @@ pub struct AffinityKey {
 pub struct LastBackend<B> {
     /// Where the client's connections go.
     pub backend: B,
-    /// When the last one began, nanoseconds of `CLOCK_MONOTONIC`.
+    /// When the last of these connections began, nanoseconds of `CLOCK_MONOTONIC`.
     pub last_ns: u64,
 }
 

@@ -261,7 +261,11 @@ mod tests {
             TakeFailing,
             TellClients,
         ];
-        let rows: [(Fact, Vec<Step>); 21] = [
+        let rows: [(Fact, Vec<Step>); 23] = [
+            (
+                Fact::Started,
+                [&[Claim, TellDevices, TellPeers][..], &pods[1..]].concat(),
+            ),
             (Fact::BootDue, vec![Boot, Record]),
             (Fact::PacketsDue, vec![Claim, ReadLedger, ServePackets]),
             (
@@ -297,6 +301,7 @@ mod tests {
             (Fact::PodsStirred, pods.clone()),
             (Fact::GuardOutdated, pods),
             (Fact::GuardDone, vec![]),
+            (Fact::TranslationDone, vec![]),
             (Fact::PacketsDone, vec![]),
             (Fact::ProbeEnded, vec![TakeFailing]),
             (Fact::NetworkStirred, vec![AskAgain, ReadAddresses]),

@@ -32,12 +32,12 @@ pub enum LoadError {
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// The agent of another version left it.
-    #[error("{path}: this version does not know what an agent was told: {}", text::line(error.to_string().trim()))]
+    #[error("{path}: this version does not know what an agent was told: {}", text::line(error.trim()))]
     Record {
         /// The file.
         path: String,
         /// The cause.
-        error: clap::Error,
+        error: String,
     },
     /// The kernel.
     #[error(transparent)]

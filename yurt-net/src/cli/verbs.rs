@@ -347,6 +347,10 @@ pub(super) fn why_not_ready(status: &Status) -> String {
 }
 
 /// `cleanup`. A part that cannot be removed does not keep the others in place.
+#[expect(
+    clippy::too_many_lines,
+    reason = "what is removed, in the order that a plugin or an agent beside it needs"
+)]
 pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     // Watched from here on: an early signal ends the verb after everything is removed, and not in the middle.
     let ended = |kind| signal(kind).map_err(VerbError::Signal);

@@ -156,7 +156,9 @@ impl Entries {
         ];
         match entries.del(old).execute().await {
             Err(rtnetlink::Error::NetlinkError(answer)) if answer.raw_code() == -libc::ENOENT => {}
-            done => done.map_err(failed(format!("forget that {from} is at {peer}")))?,
+            done => done.map_err(failed(format!(
+                "delete the entry that has MAC {from} at {peer}"
+            )))?,
         }
         Ok(())
     }

@@ -253,7 +253,7 @@ struct Block<'a> {
 /// The cost of a window.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Cost {
-    /// Slots that are not free beside it, and would be enough for those who have to move.
+    /// How many slots outside the window are missing for the sets that have to move.
     lacking: u32,
     /// Sets that have to move, because they do not keep enough.
     movers: u32,

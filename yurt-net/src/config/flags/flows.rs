@@ -30,7 +30,7 @@ pub struct FlowsArgs {
     pub output: Output,
 }
 
-/// Where flows lead that are looked for.
+/// Which flows are listed, by where their clients dialled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum To {
     /// To addresses.

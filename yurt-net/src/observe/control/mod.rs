@@ -334,7 +334,7 @@ pub enum ControlError {
     /// The agent answered with an error.
     #[error("the agent answers: {reason}")]
     Refused {
-        /// Its words.
+        /// The agent's words.
         reason: String,
     },
 }

@@ -83,6 +83,10 @@ impl Health<'_> {
     }
 
     /// What is wrong.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one row for each fault, in the order in which they are shown"
+    )]
     pub fn degraded(&self) -> Vec<Degraded> {
         let mut degraded = Vec::new();
         let mut say = |what: &str, reason: String| {

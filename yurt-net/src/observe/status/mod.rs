@@ -184,6 +184,10 @@ impl Status {
         self.refused_by_map.clone_from(by_map);
     }
 
+    #[expect(
+        clippy::too_many_lines,
+        reason = "the lines of the table, from the first to the last"
+    )]
     fn write_table(&self, out: &mut String) -> std::fmt::Result {
         let or_none = |text: &str| {
             if text.is_empty() {

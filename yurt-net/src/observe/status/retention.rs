@@ -64,9 +64,9 @@ pub struct GuardedPodStatus {
     pub mac: Option<Mac>,
     /// The node's device that leads to it, while the device is guarded.
     pub device: Option<String>,
-    /// Frames from it with a wrong claim that went on.
+    /// Frames from the Pod that claimed another's address and passed, because the guard only counts.
     pub audited: u64,
-    /// Such frames that were dropped.
+    /// Such frames that the guard dropped.
     pub dropped: u64,
 }
 

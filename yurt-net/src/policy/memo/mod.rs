@@ -77,6 +77,10 @@ impl Memo {
 
     /// Brings the table in step; returns the rejections that it did not have before, and the backends whose established
     /// flows may have lost them.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "the steps from an event to a table, each of which says what is left for the next"
+    )]
     pub(super) fn update(
         &mut self,
         snapshot: &Snapshot,

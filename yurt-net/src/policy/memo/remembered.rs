@@ -139,6 +139,10 @@ impl Remembered {
         self.is_behind = true;
     }
 
+    #[expect(
+        clippy::too_many_lines,
+        reason = "the parts of a compiled Service, each of which needs those before it"
+    )]
     fn compile_into(&mut self, environment: &Environment, reasons: &mut Vec<String>) {
         self.created_at = self.service.as_ref().map_or(0, |s| s.created_at);
         let unread = self.service.as_deref().and_then(edge::unread_listen);

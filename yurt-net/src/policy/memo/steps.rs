@@ -36,7 +36,7 @@ impl<T> Step<'_, T> {
 pub(super) struct Gone(BTreeSet<usize>);
 
 impl Gone {
-    /// Whether nothing is.
+    /// Whether no object is in it.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

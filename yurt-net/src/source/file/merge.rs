@@ -115,6 +115,10 @@ fn id(rejection: &Rejection) -> ObjectId<'_> {
 }
 
 /// Makes `files` agree with `scan` and the `fresh` readings, and makes the snapshot of it.
+#[expect(
+    clippy::too_many_lines,
+    reason = "which version of a manifest counts: the cases belong side by side"
+)]
 pub(super) fn merge(
     files: &mut BTreeMap<OsString, Manifest>,
     scan: &Scan,

@@ -49,8 +49,8 @@ impl Head {
     }
 }
 
-/// A stream that breaks where a head is too large. The read that brings the end of a head may bring some of the body,
-/// so no read is cut short: the next one fails.
+/// A stream whose reads fail once the head of an answer is too large. The read that brings the end of a head may bring
+/// some of the body too, so no read is cut short: the next one fails.
 #[derive(Debug)]
 pub(super) struct Limited<S> {
     stream: S,

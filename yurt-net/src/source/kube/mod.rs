@@ -510,6 +510,10 @@ impl KubeSource {
     }
 
     /// Takes up one update; true when that changed the snapshot.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one arm for each update; what they share is below it"
+    )]
     fn take(&mut self, update: Update) -> bool {
         let Update {
             resource,

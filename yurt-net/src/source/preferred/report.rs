@@ -53,7 +53,7 @@ impl Sources {
             }
             if self.is_unproven(index, source) {
                 status.held_lists.push(format!(
-                    "{spec}: all, until the cloud is heard through it: it may be older than what is in force"
+                    "{spec}: all lists, because they may be older than what is in force, until an event shows that it hears the cloud"
                 ));
             }
             let Source::Kube(source) = source else {

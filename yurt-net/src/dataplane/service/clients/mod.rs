@@ -121,11 +121,6 @@ impl Clients {
         }
     }
 
-    /// Whether a Service needs clients.
-    pub fn is_wanted(&self) -> bool {
-        self.is_wanted
-    }
-
     /// A Pod may have come or gone. A route may also have changed, which may happen all the time.
     pub fn interfaces_changed(&mut self) {
         if self.is_wanted {

@@ -245,6 +245,10 @@ struct Owned {
     connected: Connected,
 }
 
+#[expect(
+    clippy::too_many_lines,
+    reason = "one pass over the namespaces of the node, with what it counts"
+)]
 fn scan(
     maps: &SocketMaps,
     reach: &Reach,

@@ -134,7 +134,7 @@ pub(super) fn protocol(value: &Value<'_>) -> Result<Protocol, Wrong> {
     }
 }
 
-/// 0 when there is none.
+/// The number of a port; 0 when the field is absent.
 pub(super) fn port_number(value: &Value<'_>) -> Result<u16, Wrong> {
     let number = match value {
         Value::Null => Some(0),

@@ -194,6 +194,7 @@ pub(super) fn object(
 }
 
 /// Decodes one object and notes in `identity` what it has learnt of it on the way.
+#[expect(clippy::too_many_lines, reason = "one arm for each kind")]
 fn decode(
     value: &Value<'_>,
     is_too_large: bool,

@@ -13,9 +13,9 @@ use crate::source::room::Room;
 pub(super) struct List {
     pub(super) objects: BTreeMap<NamespacedName, Object>,
     pub(super) rejections: BTreeMap<NamespacedName, Rejection>,
-    /// Of its slices.
+    /// The room that its slices take.
     pub(super) room: Room,
-    /// How many it has, and how many of them could be read, or are known to be an object that is in force.
+    /// How many items the list has, and how many of them could be read, or are known to be an object that is in force.
     pub(super) items: usize,
     pub(super) read: usize,
     /// One of them could not be read, and nobody knows which object it is.
