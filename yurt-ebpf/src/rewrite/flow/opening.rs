@@ -7,8 +7,8 @@ use super::head::Head;
 use super::memory::{Flows, Found, Here, Known, Memory, Scratch, Verdict, led};
 use super::parts;
 use crate::abi::{
-    Counter, FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_IS_CLOSED, FLOW_IS_INSIDE, FLOW_SERVED, Flow,
-    FlowKey, Handled, NetnsRow,
+    Counter, FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_IS_CLOSED, FLOW_IS_INSIDE, FLOW_MASQUERADED,
+    FLOW_SERVED, Flow, FlowKey, Handled, NetnsRow,
 };
 use crate::frame::ETH;
 use crate::frame::ip::{Ip, Side};
@@ -167,7 +167,7 @@ where
     (scratch.key.destination, scratch.key.destination_port_be) = (scratch.flow.to, port_be);
     let backend = A::of_backend(&scratch.backend);
     if known != Known::Nothing {
-        flows.forget(&scratch.key);
+        forget_before(flows, scratch);
     }
     // Answers find their entry before anything is asked.
     if !flows.open(&scratch.other, &scratch.flow) {
@@ -181,6 +181,43 @@ where
         flows.remember(client_id, affinity, &scratch.backend);
     }
     led(head, packet, Side::Destination, backend, Handled::NewFlow)
+}
+
+/// Forgets the flow that had the key before, in all of its entries: what its backend still sends, if it is another one,
+/// is not of the flow that begins.
+#[inline(always)]
+fn forget_before<A: Address, F: Flows<A>>(flows: &mut F, scratch: &mut Scratch<A>) {
+    if let Some(Found { flow, .. }) = flows.find(&scratch.key) {
+        scratch.served = *flow;
+        flows.forget(&scratch.key);
+        scratch.key.destination = scratch.served.to;
+        scratch.key.destination_port_be = scratch.served.to_port_be;
+        scratch.key.place = FLOW_SERVED;
+        // By now the client may have come to that backend by another frontend.
+        if let Some(Found { flow, .. }) = flows.find(&scratch.key)
+            && flow.leads_to(&scratch.flow)
+        {
+            scratch.served = *flow;
+            flows.forget(&scratch.key);
+            scratch.key.source = scratch.key.destination;
+            scratch.key.source_port_be = scratch.key.destination_port_be;
+            scratch.key.destination = scratch.served.node;
+            scratch.key.destination_port_be = scratch.served.node_port_be;
+            scratch.key.place = FLOW_MASQUERADED;
+            // And the port may stand for another client.
+            if let Some(Found { flow, .. }) = flows.find(&scratch.key)
+                && flow.to == scratch.other.source
+                && u16::from_ne_bytes(flow.to_port_be)
+                    == u16::from_ne_bytes(scratch.other.source_port_be)
+            {
+                flows.forget(&scratch.key);
+            }
+        }
+    }
+    scratch.key = scratch.other;
+    scratch.key.destination = scratch.flow.to;
+    scratch.key.destination_port_be = scratch.flow.to_port_be;
+    scratch.key.place = FLOW_DIALLED;
 }
 
 /// Whether a packet goes where it comes from.

@@ -59,6 +59,44 @@ fn a_port_that_is_used_again_gets_no_backend_of_before_that_has_gone() {
 }
 
 #[test]
+fn what_the_backend_before_still_sends_is_not_taken_for_an_answer_of_the_one_that_a_port_has_now() {
+    for Cast {
+        client,
+        dialled,
+        backend,
+        ..
+    } in casts()
+    {
+        for is_elsewhere in [false, true] {
+            let mut node = Node::new();
+            let index = node.serve(TCP, &[&dialled.to_string()], &[&backend.to_string()]);
+            node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow);
+            let mut seen = client;
+            if is_elsewhere {
+                let syn = tcp(client, backend, SYN, b"");
+                (seen, _) = node.sent(&syn, Handled::ToBackend);
+            }
+            node.sent(&tcp(backend, client, SYN | ACK, b""), Handled::ToClient);
+            node.led(&tcp(client, dialled, ACK, b""), Handled::ToBackend);
+            let now = SocketAddr::new(backend.ip(), 9090);
+            let other = node.add(&[&now.to_string()]);
+            node.services[index] = node.services[other].clone();
+            assert_eq!(
+                node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow),
+                now
+            );
+            let late = tcp(backend, client, ACK, b"late");
+            assert_eq!(node.leave(&late, true).0, Verdict::Pass);
+            // And no port stands for the client any more.
+            let late = tcp(backend, seen, ACK, b"late");
+            assert_eq!(node.arrive(&late).0, Verdict::Pass);
+            let answer = tcp(now, client, SYN | ACK, b"");
+            assert_eq!(node.sent(&answer, Handled::ToClient), (dialled, client));
+        }
+    }
+}
+
+#[test]
 fn a_connection_that_was_closed_by_both_sides_or_reset_by_one_is_decided_anew() {
     let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
     for way in 0..4 {
