@@ -250,24 +250,38 @@ pub(crate) fn send(netns: &Netns, frame: &[u8]) -> Result<()> {
 }
 
 /// What comes to a namespace.
-struct Arrivals(File);
+pub(crate) struct Arrivals(File);
 
 impl Arrivals {
-    fn start(netns: &Netns) -> Result<Self> {
+    pub(crate) fn start(netns: &Netns) -> Result<Self> {
         const ALL: u16 = 3;
         packet_socket(netns, ALL).map(Self)
     }
 
     fn see_within(&mut self, patience: Duration, is_it: impl Fn(&[u8]) -> bool) -> Result<bool> {
+        let seen = self.next(patience, |frame| is_it(frame).then_some(()))?;
+        Ok(seen.is_some())
+    }
+
+    /// What is read out of the next frame that it can be read out of.
+    pub(crate) fn next<T>(
+        &mut self,
+        patience: Duration,
+        read: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>> {
         let deadline = Instant::now() + patience;
         let mut frame = [0; 2048];
         loop {
             match self.0.read(&mut frame) {
-                Ok(length) if is_it(&frame[..length]) => return Ok(true),
-                Ok(_) => {}
+                Ok(length) => {
+                    let found = read(&frame[..length]);
+                    if found.is_some() {
+                        return Ok(found);
+                    }
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     if Instant::now() > deadline {
-                        return Ok(false);
+                        return Ok(None);
                     }
                     thread::sleep(Duration::from_millis(1));
                 }

@@ -16,6 +16,7 @@ mod drift;
 mod established;
 mod files;
 mod flows;
+mod frames;
 mod frontends;
 mod golden;
 mod guard;

@@ -361,7 +361,7 @@ impl Cell {
             )));
         };
         let may_see = self.seen_as(client, endpoint, nodes)?;
-        let is_right = may_see.contains(&seen.parse()?);
+        let is_right = may_see.contains(&seen.parse::<SocketAddr>()?.ip());
         Ok((!is_right).then(|| format!("{name} sees {seen} instead of one of {may_see:?}")))
     }
 

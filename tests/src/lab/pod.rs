@@ -80,7 +80,8 @@ impl Pod {
         self.serve(proto, Some(addr), port)
     }
 
-    /// Serves both protocols on each of its two addresses: answers the Pod's name, a comma, and the address that asks.
+    /// Serves both protocols on each of its two addresses: answers the Pod's name, a comma, and the address and
+    /// port that ask.
     pub fn serve_telling(&self, port: u16) -> Result<()> {
         let name = format!("{},{{client}}", self.0.name);
         for address in [IpAddr::from(self.ip4()), self.ip6().into()] {

@@ -59,7 +59,7 @@ pub enum Request {
         addr: Option<IpAddr>,
         /// Port to bind.
         port: u16,
-        /// What to answer; `{client}` in it stands for the address that asks.
+        /// What to answer; `{client}` in it stands for the address and port that ask.
         name: String,
     },
     /// Connect `count` times, one after the other, and read an answer each time.

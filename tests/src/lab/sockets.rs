@@ -58,7 +58,8 @@ fn accept_all(listener: &TcpListener, name: &str) {
 }
 
 fn name_for(name: &str, client: SocketAddr) -> String {
-    name.replace("{client}", &client.ip().to_canonical().to_string())
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+    name.replace("{client}", &client.to_string())
 }
 
 fn greet_and_echo(mut stream: TcpStream, name: &str) -> io::Result<()> {
