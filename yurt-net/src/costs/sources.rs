@@ -142,6 +142,31 @@ const GROWN: [(&str, Grown); 10] = [
     ),
 ];
 
+/// Their names would take as much as all else of them.
+#[test]
+fn names_of_nodes_that_nobody_else_has_cost_little_and_are_told() {
+    let slices = |count: usize| -> Vec<Vec<u8>> {
+        let endpoint = |n: usize| {
+            json!({
+                "addresses": [format!("10.{}.{}.{}", n / 62500, n / 250 % 250, n % 250 + 1)],
+                "nodeName": format!("{n:07}{}", "n".repeat(246)),
+            })
+        };
+        let part = |part: usize| {
+            slice(|slice| slice["endpoints"] = many(500, |n| endpoint(part * 500 + n)))
+        };
+        (0..count).map(part).collect()
+    };
+    four_times("names of nodes", 30, slices, |slices| {
+        let mut names = Names::default();
+        let read = |json: &Vec<u8>| {
+            decode::item(json, "EndpointSlice", "discovery.k8s.io/v1", &mut names).unwrap()
+        };
+        let all: Vec<Option<Object>> = slices.iter().map(read).collect();
+        assert!(all.iter().all(Option::is_some));
+    });
+}
+
 #[test]
 fn an_object_four_times_as_large_is_not_sixteen_times_as_long_in_decoding() {
     for (what, (kind, grown)) in GROWN {

@@ -93,6 +93,9 @@ pub const MAX_SOURCE_RANGES: usize = 127;
 /// Stands for an annotation of more than 4,096 bytes. No reader of annotations knows this word, and complaints show it.
 pub const TOO_LONG: &str = "(longer-than-4096-bytes)";
 
+/// Stands for the name of a node or zone, where there are too many to keep them. No node has this name.
+pub const TOO_MANY_PLACES: &str = "(one-of-too-many-names)";
+
 /// A v1 Service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
@@ -436,8 +439,11 @@ impl Manifest {
     fn place_of(&self, kind: Kind, name: &NamespacedName) -> Option<String> {
         let order = |said: &ManifestObject| (said.kind, &said.name).cmp(&(kind, name));
         let at = self.objects.binary_search_by(order).ok()?;
-        let document = self.objects[at].document;
-        Some(format!("{}#{document}", self.name.to_string_lossy()))
+        Some(self.place(&self.objects[at]))
+    }
+
+    fn place(&self, said: &ManifestObject) -> String {
+        format!("{}#{}", self.name.to_string_lossy(), said.document)
     }
 }
 
@@ -517,15 +523,61 @@ impl Kind {
 impl Snapshot {
     /// A rejection of one of these objects for what only the whole snapshot shows.
     pub fn reject(&self, kind: Kind, object: &NamespacedName, reason: String) -> Rejection {
-        let mut manifests = self.manifests.values();
-        let place = manifests.find_map(|manifest| manifest.place_of(kind, object));
+        self.places().reject(kind, object, reason)
+    }
+
+    /// For the rejections of many of them.
+    pub fn places(&self) -> Places<'_> {
+        Places {
+            manifests: &self.manifests,
+            few: FEW_PLACES,
+            all: Vec::new(),
+        }
+    }
+}
+
+/// So many objects are looked for in each manifest; then all places are put in order, which takes as long.
+const FEW_PLACES: usize = 8;
+
+/// Where objects of a snapshot were read.
+pub struct Places<'a> {
+    manifests: &'a BTreeMap<OsString, Arc<Manifest>>,
+    /// How many are still looked for in each manifest.
+    few: usize,
+    /// After that: all objects in the order of their names, and of several with one name in that of their manifests.
+    all: Vec<(&'a ManifestObject, &'a Manifest)>,
+}
+
+impl Places<'_> {
+    /// A rejection of an object, with the document that it is from.
+    pub fn reject(&mut self, kind: Kind, object: &NamespacedName, reason: String) -> Rejection {
         Rejection {
             kind: kind.name().to_owned(),
             namespace: object.namespace.to_string(),
             name: object.name.to_string(),
-            source: place.unwrap_or_default(),
+            source: self.place_of(kind, object).unwrap_or_default(),
             reason: text::message(&reason).to_string(),
         }
+    }
+
+    fn place_of(&mut self, kind: Kind, object: &NamespacedName) -> Option<String> {
+        let mut manifests = self.manifests.values();
+        if let Some(left) = self.few.checked_sub(1) {
+            self.few = left;
+            return manifests.find_map(|manifest| manifest.place_of(kind, object));
+        }
+        if self.all.is_empty() {
+            self.all = manifests
+                .flat_map(|manifest| manifest.objects.iter().map(move |said| (said, &**manifest)))
+                .collect();
+            self.all
+                .sort_by(|(a, _), (b, _)| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
+        }
+        let at = self
+            .all
+            .partition_point(|(said, _)| (said.kind, &said.name) < (kind, object));
+        let (said, manifest) = self.all.get(at)?;
+        (said.kind == kind && said.name == *object).then(|| manifest.place(said))
     }
 }
 

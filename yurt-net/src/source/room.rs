@@ -1,4 +1,5 @@
-//! How many endpoints of one Service are kept, and how many different hints the endpoints of a slice may have.
+//! How many endpoints of one Service are kept, how many different hints the endpoints of a slice may have, and what is
+//! said where names of nodes were too many (`decode::names`).
 //!
 //! Pure. A tenant may write a thousand slices of a thousand endpoints, which take 50 MB decoded. What is beyond the
 //! limit is cut off before it is in a snapshot, in the order in which slices come; a list and a directory come in the
@@ -9,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
-use crate::model::{EndpointSlice, Hints, Placement};
+use crate::model::{EndpointSlice, Hints, Placement, TOO_MANY_PLACES};
 use crate::table::MAX_ENDPOINTS;
 
 /// Zones, nodes, or sets of both, that the hints of one slice may name, those aside that name an endpoint's own node. A
@@ -37,11 +38,14 @@ impl Room {
     /// Takes a slice in, and cuts off what is too much; returns what to report about that.
     pub(super) fn admit(&mut self, slice: &mut Arc<EndpointSlice>) -> Option<String> {
         let hints = without_hints_of_too_many(slice);
+        let told = [hints, with_names_of_too_many(slice)].into_iter().flatten();
+        let told: Vec<String> = told.collect();
+        let told = (!told.is_empty()).then(|| told.join("; "));
         let kept = self.kept_of(slice);
         let (count, most) = (slice.endpoints.len(), MAX_ENDPOINTS.saturating_sub(*kept));
         *kept += count.min(most);
         if count <= most {
-            return hints;
+            return told;
         }
         let slice = Arc::make_mut(slice);
         slice.endpoints.truncate(most);
@@ -52,8 +56,8 @@ impl Room {
             "its Service has more than {MAX_ENDPOINTS} endpoints: {} of this slice's {count} are left out until it is read again",
             count - most
         );
-        Some(match hints {
-            Some(hints) => format!("{cut}; {hints}"),
+        Some(match told {
+            Some(told) => format!("{cut}; {told}"),
             None => cut,
         })
     }
@@ -106,6 +110,23 @@ fn without_hints_of_too_many(slice: &mut Arc<EndpointSlice>) -> Option<String> {
     Some(format!(
         "its hints differ in {count} ways, {MAX_HINTS} are kept at most: its endpoints are taken to have none"
     ))
+}
+
+/// What to report of endpoints whose nodes or zones have lost their names.
+fn with_names_of_too_many(slice: &EndpointSlice) -> Option<String> {
+    let is_lost = |name: &Arc<str>| **name == *TOO_MANY_PLACES;
+    let has_lost = |placement: &&Placement| {
+        let hints = placement.hints.iter();
+        let mut hinted = hints.flat_map(|hints| hints.zones.iter().chain(&hints.nodes));
+        placement.node_name.as_ref().is_some_and(is_lost) || hinted.any(is_lost)
+    };
+    let count = slice.endpoints.placements().filter(has_lost).count();
+    (count > 0).then(|| {
+        format!(
+            "EndpointSlices name more nodes and zones than are kept: {count} of its endpoints are taken to be on a node \
+             that nobody knows"
+        )
+    })
 }
 
 #[cfg(test)]
@@ -213,6 +234,19 @@ mod tests {
             "{both}"
         );
         assert!(both.ends_with(told), "{both}");
+    }
+
+    #[test]
+    fn endpoints_whose_nodes_have_lost_their_names_are_told() {
+        let mut one = slice(1, 1, 3);
+        assert_eq!(Room::default().admit(&mut one), None);
+        let lost = Placement::new(Some(TOO_MANY_PLACES.into()), Hints::default()).map(Arc::new);
+        Arc::make_mut(&mut one)
+            .endpoints
+            .edit(|all| all[1].placement = lost);
+        let told = Room::default().admit(&mut one).unwrap();
+        assert!(told.contains("1 of its endpoints"), "{told}");
+        assert_eq!(one.endpoints.len(), 3);
     }
 
     proptest! {

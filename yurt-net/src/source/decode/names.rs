@@ -5,10 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::object::Object;
-use crate::model::{EndpointPort, Kind, NamespacedName, Placement};
+use crate::model::{EndpointPort, Kind, NamespacedName, Placement, TOO_MANY_PLACES};
 
 /// So many bytes may be kept without a user.
 const FEW_BYTES: usize = 64 << 10;
+/// The names of nodes and zones that objects of one kind refer to may take so many bytes: enough for 20,000 nodes. A
+/// tenant may write another name into each of the million endpoints that he may have.
+const MAX_PLACE_BYTES: usize = 2 << 20;
+/// A walk over so many values, in search of those that nobody holds, is worth one name of a node that was not taken.
+const RARELY: usize = 16;
 /// What a pool and the allocator take for each value, besides the value.
 const OVERHEAD: usize = 48;
 
@@ -80,6 +85,10 @@ impl<T: ?Sized + Ord + Weigh> Pool<T> {
 #[derive(Debug, Default)]
 pub struct Names {
     words: Pool<str>,
+    /// Nodes and zones.
+    places: Pool<str>,
+    /// After so many names that are not taken, it is worth looking for those that nobody holds.
+    patience: usize,
     placements: Pool<Placement>,
     ports: Pool<[EndpointPort]>,
     /// When so many bytes are there, values that no object holds are dropped.
@@ -93,7 +102,7 @@ impl Names {
     /// For objects that a node of this name reads.
     pub fn of_node(node: &str) -> Self {
         let mut names = Self::default();
-        names.node = Some(names.intern(node));
+        names.node = Some(names.place(node));
         names
     }
 
@@ -123,6 +132,34 @@ impl Names {
                 self.words.add(name.into())
             }
         }
+    }
+
+    /// The name of a node or zone, if there is room for it; else [`TOO_MANY_PLACES`].
+    pub(super) fn place(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.places.get(name) {
+            return known;
+        }
+        match self.has_place_for(name) {
+            true => {
+                self.make_room();
+                self.places.add(name.into())
+            }
+            false => self.intern(TOO_MANY_PLACES),
+        }
+    }
+
+    fn has_place_for(&mut self, name: &str) -> bool {
+        let most = MAX_PLACE_BYTES.saturating_sub(name.weight() + OVERHEAD);
+        if self.places.bytes > most {
+            match self.patience.checked_sub(1) {
+                Some(left) => self.patience = left,
+                None => {
+                    self.prune();
+                    self.patience = self.values() / RARELY;
+                }
+            }
+        }
+        self.places.bytes <= most
     }
 
     pub(super) fn placement(&mut self, placement: Placement) -> Arc<Placement> {
@@ -156,10 +193,9 @@ impl Names {
     pub(crate) fn share_placement(&mut self, placement: &mut Option<Arc<Placement>>) {
         *placement = placement.take().map(|placement| {
             let mut placement = Arc::unwrap_or_clone(placement);
-            placement
-                .node_name
-                .iter_mut()
-                .for_each(|name| self.share(name));
+            if let Some(name) = &mut placement.node_name {
+                *name = self.place(name);
+            }
             self.placement(placement)
         });
     }
@@ -184,15 +220,21 @@ impl Names {
         }
     }
 
+    fn values(&self) -> usize {
+        let words = self.words.values.len() + self.places.values.len();
+        words + self.placements.values.len() + self.ports.values.len()
+    }
+
     fn bytes(&self) -> usize {
-        self.words.bytes + self.placements.bytes + self.ports.bytes
+        self.words.bytes + self.places.bytes + self.placements.bytes + self.ports.bytes
     }
 
     /// Forgets the names that no object holds any more.
     pub(crate) fn prune(&mut self) {
-        // In this order: placements and ports hold words.
+        // In this order: placements and ports hold words and places.
         self.ports.prune();
         self.placements.prune();
+        self.places.prune();
         self.words.prune();
     }
 }
@@ -230,6 +272,23 @@ mod tests {
         }
         names.prune();
         assert_eq!(names.words.values.len(), held.len());
+    }
+
+    #[test]
+    fn names_of_nodes_are_bounded_and_those_that_are_known_or_come_when_others_went_are_kept() {
+        let mut names = Names::of_node("a1");
+        let own = names.place("a1");
+        let long = |n: usize| format!("{n:07}{}", "n".repeat(246));
+        let mut held: Vec<_> = (0..100_000).map(|n| names.place(&long(n))).collect();
+        assert!(names.places.bytes <= MAX_PLACE_BYTES && names.bytes() < MAX_PLACE_BYTES * 2);
+        let kept = held.iter().filter(|name| ***name != *TOO_MANY_PLACES);
+        assert!(kept.count() > 6000);
+        assert_eq!(*held[0], *long(0));
+        assert_eq!([&*names.place("a1"), &*own], ["a1", "a1"]);
+        assert_eq!(*names.place("new"), *TOO_MANY_PLACES);
+        held.clear();
+        let new = (0..10_000).map(|_| names.place("new"));
+        assert!(new.filter(|name| **name == *"new").count() > 9000);
     }
 
     /// One slice of a thousand ports that is rewritten all the time, beside many words.

@@ -461,7 +461,7 @@ fn endpoint(value: &Value<'_>, names: &mut Names) -> Result<Option<Endpoint>, Wr
 
 /// The name of a node or zone, shared.
 fn place_name(name: &str, names: &mut Names) -> Arc<str> {
-    names.intern(known_name(name))
+    names.place(known_name(name))
 }
 
 fn node(value: &Value<'_>, name: Arc<str>) -> Result<Node, Wrong> {
