@@ -1,11 +1,13 @@
 //! Services that are rejected for what they ask for, or in part, beside Services that change.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{CAPACITY, FLOOR, Node, address, processor_time};
-use crate::model::{Service, ServiceType, Touched, TrafficPolicy};
-use crate::plan::MapImage;
+use super::{CAPACITY, FLOOR, Node, RATIO, address, processor_time};
+use crate::model::{Kind, Manifest, ManifestObject, Service, ServiceType, Touched, TrafficPolicy};
+use crate::plan::{Capacity, MapImage};
 use crate::policy::fixtures::{World, ip, port};
+use crate::table::ServiceEntry;
 
 /// Of so many, all but one ask in vain.
 const MANY: usize = 3000;
@@ -76,4 +78,95 @@ fn services_that_ask_in_vain_cost_others_what_good_ones_cost_them() {
             "{what}: {beside:?} beside {MANY} that ask in vain, {beside_good:?} beside as many that do not"
         );
     }
+}
+
+/// A tenant may do that as often as he likes.
+#[test]
+fn an_owner_that_lets_a_place_go_and_takes_it_again_costs_no_more_beside_many_that_ask_for_it() {
+    let (_, wish) = WISHES[0];
+    let wishes = |service: &mut Service, n: usize| match n % 2 {
+        0 => service.external_ips = [].into(),
+        _ => wish(service),
+    };
+    let beside_good = least(&mut node(MANY, |_| ()), "first", wishes);
+    let mut node = node(MANY, wish);
+    let beside = least(&mut node, "first", wishes);
+    assert!(
+        beside < beside_good * 3 + FLOOR,
+        "{beside:?} beside {MANY} that ask for it, {beside_good:?} beside as many that do not"
+    );
+    let has_it = |node: &Node| {
+        let table = node.world.memo.table();
+        let has_it = |entry: &&Arc<ServiceEntry>| {
+            let mut frontends = entry.frontends.iter();
+            frontends.any(|f| f.address == ip("203.0.113.1"))
+        };
+        let owner = table.services.iter().find(has_it);
+        owner.map(|entry| entry.key.name.to_string())
+    };
+    assert_eq!(has_it(&node).as_deref(), Some("many-00000"));
+    node.world.service("first", |service| wishes(service, 1));
+    node.follow(&Touched::Anything);
+    assert_eq!(has_it(&node).as_deref(), Some("first"));
+    let told = node.world.rejections();
+    assert_eq!(told.len(), MANY);
+    assert_eq!(
+        told[7],
+        "Service many-00007: 203.0.113.1:80/TCP belongs to another Service: many ask for it, and explain says to which"
+    );
+}
+
+#[test]
+fn services_that_have_no_room_cost_others_what_good_ones_cost_them() {
+    let beside = |frontends4| {
+        let mut node = node(10_000, |_| ());
+        node.world.service("other", |service| {
+            service.cluster_ips = [ip("10.96.0.20")].into();
+        });
+        node.world.slice("other-1", "other", &[("10.1.0.9", None)]);
+        node.image = MapImage::empty(Capacity {
+            frontends4,
+            ..CAPACITY
+        });
+        let first = node.follow(&Touched::Anything);
+        (node.least("other", "other"), first.refused.len())
+    };
+    let [(fit, none), (full, many)] = [beside(CAPACITY.frontends4), beside(500)];
+    assert!(none == 0 && many > 9000, "{none} {many}");
+    assert!(
+        full < fit * 3 + FLOOR * 4,
+        "{full:?} beside {many} without room, {fit:?} without"
+    );
+}
+
+/// As a directory with one manifest for each Service has it.
+#[test]
+fn rejections_that_name_the_manifests_of_their_objects_cost_what_each_of_them_costs() {
+    let other = |service: &mut Service, n| {
+        service.cluster_ips = [ip(&format!("10.96.0.{}", n + 1))].into();
+    };
+    let [small, large] = [1000, 4000].map(|count| {
+        let (_, wish) = WISHES[2];
+        let mut node = node(count, wish);
+        let snapshot = &mut node.world.snapshot;
+        for (n, name) in snapshot.services.keys().enumerate() {
+            // The last by name are in the first files.
+            let file = format!("{:05}.yaml", count - n);
+            let said = ManifestObject {
+                kind: Kind::Service,
+                name: name.clone(),
+                document: 1,
+            };
+            let manifest = Manifest::new(file.clone().into(), vec![said]);
+            snapshot.manifests.insert(file.into(), Arc::new(manifest));
+        }
+        let told = node.world.compile().rejections;
+        assert_eq!(told.len(), count);
+        assert_eq!(told[3].source, format!("{:05}.yaml#1", count - 3));
+        least(&mut node, "other", other)
+    });
+    assert!(
+        large < small * RATIO + FLOOR,
+        "{small:?}, {large:?} for four times as many"
+    );
 }

@@ -11,7 +11,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::model::{NamespacedName, Protocol};
-use crate::table::{FrontendKind, ServiceEntry, ServiceKey};
+use crate::table::{FrontendKind, ServiceEntry, ServiceKey, Standing};
+
+/// Where more service ports than this ask for one place, losers are not told which of them has it: whoever has it may
+/// let it go and take it again, and what all the others are told would change each time.
+const CROWD: usize = 50;
 
 /// An address, port and protocol: one Service has it.
 pub(super) type Place = (IpAddr, u16, Protocol);
@@ -89,6 +93,8 @@ enum Winner {
     Port(ServiceKey),
     /// The Service whose load balancer asks there for endpoints.
     HealthCheck(NamespacedName),
+    /// One of those, where many ask.
+    OneOfMany,
 }
 
 impl fmt::Display for Winner {
@@ -96,6 +102,7 @@ impl fmt::Display for Winner {
         match self {
             Self::Port(key) => key.fmt(f),
             Self::HealthCheck(service) => service.fmt(f),
+            Self::OneOfMany => f.write_str("another Service"),
         }
     }
 }
@@ -103,12 +110,28 @@ impl fmt::Display for Winner {
 /// The rule that decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Why {
+    Many,
     HealthCheck,
     ClusterIp,
     External,
     System,
     Age,
     Name,
+}
+
+/// The place of a claimant among those of one place: authority, standing, age, index.
+type Rank = (u8, Standing, u64, usize);
+
+impl Why {
+    fn of(winner: &Rank, loser: &Rank) -> Self {
+        match () {
+            () if winner.0 < loser.0 && winner.0 == 0 => Self::ClusterIp,
+            () if winner.0 < loser.0 => Self::External,
+            () if winner.1 < loser.1 => Self::System,
+            () if winner.2 < loser.2 => Self::Age,
+            () => Self::Name,
+        }
+    }
 }
 
 impl Loss {
@@ -119,6 +142,7 @@ impl Loss {
     /// In words.
     pub(super) fn told(&self) -> String {
         let why = match self.why {
+            Why::Many => "many ask for it, and explain says to which",
             Why::HealthCheck => "it is its healthCheckNodePort, at an address of this node",
             Why::ClusterIp => "a ClusterIP comes first",
             Why::External => "a load balancer's address or a NodePort comes before an external IP",
@@ -176,6 +200,10 @@ pub(super) fn losses<'a>(
         let mut lose = |loser: usize, winner: &Arc<Winner>, why| {
             let Claimant { service, index, .. } = claimants[loser];
             let winner = winner.clone();
+            let why = match *winner {
+                Winner::OneOfMany => Why::Many,
+                _ => why,
+            };
             lost.push((
                 service,
                 Loss {
@@ -192,7 +220,12 @@ pub(super) fn losses<'a>(
         if group.iter().all(|claim| claim.1 == group[0].1) && owner.is_none() {
             continue;
         }
-        let owner = owner.map(|owner| Arc::new(Winner::HealthCheck(owner.clone())));
+        let is_crowd = group.chunk_by(|a, b| a.1 == b.1).nth(CROWD).is_some();
+        let named = |winner| match is_crowd {
+            true => Arc::new(Winner::OneOfMany),
+            false => Arc::new(winner),
+        };
+        let owner = owner.map(|owner| named(Winner::HealthCheck(owner.clone())));
         // Each claimant once, by the best of its kinds.
         let one_each = group.chunk_by(|a, b| a.1 == b.1);
         let ranks = one_each.filter_map(|claims| {
@@ -213,21 +246,14 @@ pub(super) fn losses<'a>(
             let age = created_at.wrapping_sub(1);
             Some((authority, entry.key.standing(), age, index))
         });
-        let ranks: Vec<_> = ranks.collect();
+        let ranks: Vec<Rank> = ranks.collect();
         let Some(winner) = ranks.iter().min() else {
             continue;
         };
         let key = claimants[winner.3].entry.key.clone();
-        let key = Arc::new(Winner::Port(key));
+        let key = named(Winner::Port(key));
         for loser in ranks.iter().filter(|rank| *rank != winner) {
-            let why = match () {
-                () if winner.0 < loser.0 && winner.0 == 0 => Why::ClusterIp,
-                () if winner.0 < loser.0 => Why::External,
-                () if winner.1 < loser.1 => Why::System,
-                () if winner.2 < loser.2 => Why::Age,
-                () => Why::Name,
-            };
-            lose(loser.3, &key, why);
+            lose(loser.3, &key, Why::of(winner, loser));
         }
     }
     lost.sort_unstable();

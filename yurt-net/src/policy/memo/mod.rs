@@ -352,9 +352,10 @@ impl Memo {
         has_fewer: bool,
     ) -> Vec<Arc<Rejection>> {
         let mut has_changed = has_fewer;
+        let mut places = snapshot.places();
         for (name, remembered) in &mut self.services {
             if is_anew || remembered.is_behind() {
-                has_changed |= remembered.say(name, snapshot);
+                has_changed |= remembered.say(name, &mut places);
             }
         }
         others.sort_unstable();

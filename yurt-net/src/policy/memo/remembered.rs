@@ -9,15 +9,15 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::super::conflicts::{Loss, Places};
+use super::super::conflicts::{self, Loss};
 use super::super::edge::{self, ServiceAddresses};
 use super::super::endpoints::{Slices, endpoint_set};
 use super::super::environment::Environment;
 use super::super::established::{Suspects, lost_by};
 use super::super::health::{Refusal, health_check};
 use crate::model::{
-    EndpointSlice, Kind, MAX_PORTS, NamespacedName, PoolService, Rejection, Service, ServicePort,
-    Snapshot,
+    EndpointSlice, Kind, MAX_PORTS, NamespacedName, Places, PoolService, Rejection, Service,
+    ServicePort,
 };
 use crate::table::{Frontend, FrontendKind, HealthCheck, ServiceEntry, ServiceKey};
 use crate::text;
@@ -56,7 +56,7 @@ pub(super) struct Remembered {
 
 /// What has to be settled anew between Services, because one of them asks for something else than before.
 pub(super) struct Unsettled {
-    pub(super) places: Places,
+    pub(super) places: conflicts::Places,
     pub(super) are_health_checks: bool,
 }
 
@@ -64,7 +64,7 @@ impl Unsettled {
     /// Nothing.
     pub(super) fn nothing() -> Self {
         Self {
-            places: Places::none(),
+            places: conflicts::Places::none(),
             are_health_checks: false,
         }
     }
@@ -72,7 +72,7 @@ impl Unsettled {
     /// All there is.
     pub(super) fn everything() -> Self {
         Self {
-            places: Places::All,
+            places: conflicts::Places::All,
             are_health_checks: true,
         }
     }
@@ -266,7 +266,7 @@ impl Remembered {
     }
 
     /// Takes up which frontends other Services keep: `new` of those places that were settled anew.
-    pub(super) fn lose(&mut self, new: Vec<Loss>, places: &Places) {
+    pub(super) fn lose(&mut self, new: Vec<Loss>, places: &conflicts::Places) {
         if !new.is_empty() || !self.losses.is_empty() {
             let old = self
                 .losses
@@ -317,7 +317,7 @@ impl Remembered {
     }
 
     /// Brings what is said of it in step; true if that is something else than before.
-    pub(super) fn say(&mut self, name: &NamespacedName, snapshot: &Snapshot) -> bool {
+    pub(super) fn say(&mut self, name: &NamespacedName, places: &mut Places<'_>) -> bool {
         self.is_behind = false;
         let lost = self.losses.iter().take(MAX_REASONS).map(Loss::told);
         let more = self
@@ -330,7 +330,7 @@ impl Remembered {
         let refusal = refusal.map(|(refusal, port)| refusal.told(port));
         let own = self.reasons.iter().cloned();
         let reasons = own.chain(lost).chain(more).chain(refusal);
-        let said = reasons.map(|reason| snapshot.reject(Kind::Service, name, reason));
+        let said = reasons.map(|reason| places.reject(Kind::Service, name, reason));
         let mut said: Vec<Arc<Rejection>> = said.map(Arc::new).collect();
         said.sort_unstable();
         said.dedup();

@@ -335,12 +335,13 @@ impl Protected {
 /// podCIDRs that say nothing of where Pods are, because Nodes are there.
 pub(super) fn wrong_pod_cidrs(snapshot: &Snapshot) -> impl Iterator<Item = Rejection> {
     let wrong = pod_cidrs(snapshot).filter(|(_, _, is_wrong)| *is_wrong);
-    wrong.map(|(cidr, node, _)| {
+    let mut places = snapshot.places();
+    wrong.map(move |(cidr, node, _)| {
         let reason = format!(
             "podCIDR {cidr} has addresses of Nodes in it, so external IPs inside are not taken for those of Pods: give its \
              Pods another range"
         );
-        snapshot.reject(Kind::Node, &NamespacedName::new("", node.name.clone()), reason)
+        places.reject(Kind::Node, &NamespacedName::new("", node.name.clone()), reason)
     })
 }
 
