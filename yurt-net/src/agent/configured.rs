@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use crate::config::{Again, AgentConfig, Record, Unusable, Written};
 use crate::error::chain;
-use crate::host::disk::errand::{Errand, PATIENCE};
+use crate::host::disk::errand::{Errand, PATIENCE, SILENCE};
 use crate::host::process::{most_open_files, set_oom_score};
 use crate::observe::status::{Configuration, Status};
 use crate::policy::{HEALTH_CHECK_SHARE, PolicyConfig, ProtectConfig};
@@ -38,6 +38,10 @@ pub(super) struct Configured {
     next_look: Instant,
     looking: Errand<Stamp>,
     reading: Errand<Result<Box<Again>, Unusable>>,
+    /// What a reading has given that took longer than was waited for.
+    late: Option<Result<Box<Again>, Unusable>>,
+    /// The disk has not answered yet.
+    is_silent: bool,
     /// Why the present content is not in force.
     problems: Vec<String>,
     /// Settings that wait for a restart.
@@ -57,27 +61,41 @@ impl Configured {
             next_look: Instant::now(),
             looking: Errand::default(),
             reading: Errand::default(),
+            late: None,
+            is_silent: false,
             problems: Vec::new(),
             waiting: Vec::new(),
             record: None,
         }
     }
 
-    /// Waits until the file says something else, and has settled. Cancel safe.
+    /// Waits until the file says something else, and has settled, or until it has been read at last. Cancel safe.
     pub(super) async fn changed(&mut self) {
-        let Some(written) = &self.written else {
+        let Some(path) = self
+            .written
+            .as_ref()
+            .map(|written| written.path().to_owned())
+        else {
             return std::future::pending().await;
         };
         loop {
-            sleep_until(self.next_look).await;
-            let path = written.path().to_owned();
-            self.looking.begin(move || stamp(&path));
+            tokio::select! {
+                late = self.reading.late() => {
+                    self.late = late;
+                    return;
+                }
+                () = sleep_until(self.next_look) => {}
+            }
+            let looked_at = path.clone();
+            self.looking.begin(move || stamp(&looked_at));
             let seen = self.looking.news(PATIENCE).await;
             self.next_look = Instant::now() + LOOK_EVERY;
             // A disk that does not answer says nothing.
             let Some(seen) = seen else {
+                self.be_silent();
                 continue;
             };
+            self.is_silent = !self.reading.is_idle();
             if Some(seen) == self.read {
                 self.settling = None;
             } else if self.settling != Some(seen) {
@@ -95,12 +113,28 @@ impl Configured {
     /// settings than those that a running agent can change are as they were. `None`: nothing.
     pub(super) async fn take(&mut self) -> Option<AgentConfig> {
         let written = self.written.clone()?;
-        let again = self.reading.run(move || written.read().map(Box::new)).await;
-        // It takes longer: the next look finds it changed.
+        let again = match self.late.take() {
+            Some(again) => Some(again),
+            None if self.reading.is_idle() => {
+                self.reading.begin(move || written.read().map(Box::new));
+                self.reading.answer(PATIENCE).await
+            }
+            // It may have begun before the last change.
+            None => {
+                self.read = None;
+                None
+            }
+        };
         let Some(again) = again else {
-            self.read = None;
+            match self.reading.is_idle() {
+                // The job was lost with its thread. The next look finds the file changed.
+                true => self.read = None,
+                // [`Self::changed`] hears of its end.
+                false => self.be_silent(),
+            }
             return None;
         };
+        self.is_silent = false;
         let file = self
             .written
             .as_ref()
@@ -159,15 +193,36 @@ impl Configured {
         }
     }
 
+    /// Notes that the disk keeps the file to itself.
+    fn be_silent(&mut self) {
+        let file = self.written.as_ref().map(Written::path);
+        if !std::mem::replace(&mut self.is_silent, true)
+            && let Some(file) = file
+        {
+            warn!(
+                file = %file.display(),
+                "the configuration file cannot be read: {SILENCE}; the configuration before stays in force"
+            );
+        }
+    }
+
+    /// Why the file is not in force, or may not be.
+    fn complaints(&self) -> Vec<String> {
+        let silence = || format!("it cannot be read: {SILENCE}");
+        let problems = self.problems.iter().cloned();
+        problems.chain(self.is_silent.then(silence)).collect()
+    }
+
     /// All that is said since the file has changed, once.
     pub(super) fn take_record(&mut self) -> Option<Record> {
         self.record.take()
     }
 
-    /// Why the file is not in force.
+    /// Why the file is not in force, on one line.
     pub(super) fn problem(&self) -> Option<String> {
-        let first = self.problems.first()?;
-        let more = match self.problems.len() {
+        let complaints = self.complaints();
+        let first = complaints.first()?;
+        let more = match complaints.len() {
             1 => String::new(),
             count => format!("; and {} more", count - 1),
         };
@@ -178,7 +233,7 @@ impl Configured {
     pub(super) fn report(&self, status: &mut Status) {
         status.configuration = self.written.as_ref().map(|written| Configuration {
             file: written.path().to_owned(),
-            problems: self.problems.clone(),
+            problems: self.complaints(),
             waiting: self.waiting.clone(),
         });
     }
@@ -240,14 +295,12 @@ pub(super) fn score(config: &AgentConfig) {
 mod tests {
     use super::*;
     use crate::config::{Command, Said, read};
+    use crate::policy::ClosureFailure;
 
-    /// A setting that is told to be in force must be one that the agent takes, and one that it takes must be told.
-    #[test]
-    fn what_is_told_of_a_changed_setting_is_what_becomes_of_it() {
-        const OWN: &str = "apiVersion: yurt-net.openyurt.io/v1alpha1\nkind: YurtNetConfiguration\n";
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("config.yaml");
-        fs::write(&path, OWN).unwrap();
+    const OWN: &str = "apiVersion: yurt-net.openyurt.io/v1alpha1\nkind: YurtNetConfiguration\n";
+
+    fn written(path: &Path) -> (Written, AgentConfig) {
+        fs::write(path, OWN).unwrap();
         let words = [
             "yurt-net",
             "run",
@@ -255,14 +308,49 @@ mod tests {
             "--source=file:/x",
             "--config",
         ];
-        let words = words.iter().map(Into::into).chain([path.clone().into()]);
+        let words = words.iter().map(Into::into).chain([path.into()]);
         let Ok(Said { cli, written, .. }) = read(words.collect()) else {
             panic!("not taken")
         };
         let (Command::Run(args), Some(written)) = (cli.command, written) else {
             unreachable!()
         };
-        let old = args.config();
+        (written, args.config())
+    }
+
+    #[tokio::test]
+    async fn a_file_whose_disk_answers_late_is_told_until_then_and_taken_when_it_has() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.yaml");
+        let (written, _) = written(&path);
+        // Who opens it waits for somebody who writes.
+        let slow = directory.path().join("slow");
+        let made = std::process::Command::new("mkfifo").arg(&slow).status();
+        assert!(made.unwrap().success());
+        fs::rename(&slow, &path).unwrap();
+        let mut configured = Configured::start(Some(written));
+        configured.changed().await;
+        assert!(configured.take().await.is_none());
+        let told = configured.problem().unwrap();
+        assert_eq!(told, "it cannot be read: it does not answer");
+        let mut status = Status::default();
+        configured.report(&mut status);
+        assert_eq!(status.configuration.unwrap().problems, [told]);
+        let text = format!("{OWN}closureFailure: closed\n");
+        let writing = tokio::task::spawn_blocking(move || fs::write(path, text));
+        configured.changed().await;
+        let config = configured.take().await.unwrap();
+        assert_eq!(config.policy.closure_failure, ClosureFailure::Closed);
+        assert_eq!(configured.problem(), None);
+        writing.await.unwrap().unwrap();
+    }
+
+    /// A setting that is told to be in force must be one that the agent takes, and one that it takes must be told.
+    #[test]
+    fn what_is_told_of_a_changed_setting_is_what_becomes_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.yaml");
+        let (written, old) = written(&path);
         for (line, is_live) in [
             ("closureFailure: closed", true),
             ("compatAllVips: true", true),

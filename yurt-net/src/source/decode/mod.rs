@@ -239,10 +239,14 @@ const MAX_BROKEN: usize = 100;
 /// byte-order mark, or by where the zeros are in its first character, which is an ASCII one.
 fn text_of(bytes: &[u8]) -> Result<(Cow<'_, str>, bool), &'static str> {
     const UTF32: &str = "cannot be read: the file is in UTF-32: save it as UTF-8";
+    const NULS: &str = "cannot be read: the file begins with NUL bytes, as one does whose content was lost when the power went: \
+                        write it again";
     let (number, units): (fn([u8; 2]) -> u16, _) = match bytes {
-        [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] | [0, 0, 0, _, ..] | [_, 0, 0, 0, ..] => {
-            return Err(UTF32);
-        }
+        [0xff, 0xfe, 0, 0, ..]
+        | [0, 0, 0xfe, 0xff, ..]
+        | [0, 0, 0, 1..=255, ..]
+        | [1..=255, 0, 0, 0, ..] => return Err(UTF32),
+        [0, 0, ..] | [0] => return Err(NULS),
         [0xff, 0xfe, rest @ ..] => (u16::from_le_bytes, rest),
         [0xfe, 0xff, rest @ ..] => (u16::from_be_bytes, rest),
         [1..=255, 0, ..] => (u16::from_le_bytes, bytes),

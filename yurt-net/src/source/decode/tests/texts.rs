@@ -47,7 +47,18 @@ fn files_are_read_in_the_encodings_that_editors_write() {
         .chars()
         .flat_map(|c| u32::from(c).to_le_bytes())
         .collect();
-    assert!(rejections(&read(&utf32))[0].contains("save it as UTF-8"));
+    assert!(rejections(&read(&utf32))[0].contains("in UTF-32: save it as UTF-8"));
+    // Big-endian, without a mark.
+    assert!(rejections(&read(b"\0\0\0a\0\0\0:"))[0].contains("in UTF-32"));
+    for zeros in [1, 2, 3, 4, 5, 4096] {
+        let lost = rejections(&read(&vec![0; zeros]));
+        assert!(
+            lost[0].contains("begins with NUL bytes"),
+            "{zeros}: {lost:?}"
+        );
+    }
+    let begun = [&[0; 512][..], text.as_bytes()].concat();
+    assert!(rejections(&read(&begun))[0].contains("begins with NUL bytes"));
     // Half a character at the end costs the last document.
     let mut cut = utf16(u16::to_le_bytes, true);
     cut.push(b'x');
