@@ -108,6 +108,52 @@ fn every_line_that_a_page_has_a_reader_type_is_one_that_yurt_net_takes() -> Resu
     Ok(())
 }
 
+/// The names of all functions of the tests.
+fn tests_below(directory: &Path, names: &mut BTreeSet<String>) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            tests_below(&path, names)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path)?;
+            let functions = text.split("fn ").skip(1);
+            names.extend(functions.filter_map(|rest| Some(rest.split_once('(')?.0.to_owned())));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_test_that_a_page_names_is_there() -> Result<()> {
+    let mut known = BTreeSet::new();
+    for directory in ["tests", "yurt-net/src"] {
+        tests_below(&workspace().join(directory), &mut known)?;
+    }
+    let mut count = 0;
+    for (name, page) in pages()? {
+        let is_test = |span: &&str| {
+            let mut letters = span.chars();
+            span.len() > 30
+                && letters.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        };
+        // Metrics have long names, too.
+        let is_metric = |span: &&str| {
+            ["yurtnet_", "kubeproxy_"]
+                .iter()
+                .any(|of| span.starts_with(of))
+        };
+        for test in spans(&page).into_iter().filter(is_test) {
+            if is_metric(&test) {
+                continue;
+            }
+            count += 1;
+            ensure!(known.contains(test), "{name}: no test is called {test}");
+        }
+    }
+    ensure!(count > 15, "{count} tests");
+    Ok(())
+}
+
 /// The long flags of a command and of those below it.
 fn flags(command: &clap::Command, all: &mut BTreeSet<String>) {
     let longs = command.get_arguments().filter_map(clap::Arg::get_long);
