@@ -26,6 +26,7 @@ mod inside;
 mod kernel;
 mod matrix;
 mod metrics;
+mod monitor;
 mod namespaces;
 mod node_local;
 mod offloads;

@@ -75,7 +75,7 @@ fn counters(world: &World) -> Result<BTreeMap<String, u64>> {
 }
 
 /// A Service for each reason to refuse, and a client that meets each of them.
-fn with_reasons(flags: &[&str]) -> Result<(World, Pod)> {
+pub(crate) fn with_reasons(flags: &[&str]) -> Result<(World, Pod)> {
     let mut world = World::single()?;
     let backend = world.backend(0, "backend")?;
     let client = world.node(0)?.pod("client")?;

@@ -13,10 +13,17 @@ use crate::world::{CAPACITY, World, check, vip};
 /// Makes the pins that an agent of table ABI 1 leaves of those that this one has left.
 ///
 /// ABI 1 had the same maps of the same sizes, with zeros where there are source ranges and affinity now, which the
-/// Services of these tests do not have; no memory of affinity; and fewer counters.
+/// Services of these tests do not have; no memory of affinity; no events; and fewer counters.
 fn make_abi_1(world: &World) -> Result<()> {
     fs::rename(world.pin("v2"), world.pin("v1"))?;
-    for map in ["yurt_aff4", "yurt_aff6", "yurt_count"] {
+    for map in [
+        "yurt_aff4",
+        "yurt_aff6",
+        "yurt_count",
+        "yurt_events",
+        "yurt_watch",
+        "yurt_ev_share",
+    ] {
         fs::remove_file(world.pin("state-v1").join(map))?;
     }
     let count = Object::new_map(BPF_MAP_TYPE_ARRAY, 4, 8, 6)?;

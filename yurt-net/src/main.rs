@@ -133,6 +133,7 @@ async fn dispatch(
         Command::Status(args) => cli::verbs::status(args).await?,
         Command::Services(args) => cli::services::services(args).await?,
         Command::Flows(args) => cli::flows::flows(args).await?,
+        Command::Monitor(args) => cli::monitor::monitor(args).await?,
         Command::Ledger(args) => cli::ledger::ledger(args)?,
         Command::Cni(args) => cli::cni::cni(args)?,
         Command::Cleanup(args) => cli::verbs::cleanup(args).await?,

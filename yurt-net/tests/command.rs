@@ -99,6 +99,7 @@ impl Node {
             format!("load --state-dir {state}"),
             format!("flows {place}"),
             format!("flows {place} -o json"),
+            format!("monitor {place}"),
             format!("cni install {cni} --state-dir {state} --run-dir {state}"),
             format!("cni uninstall {cni}"),
             "help".to_owned(),

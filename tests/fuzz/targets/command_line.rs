@@ -28,6 +28,7 @@ fuzz_target!(|text: &str| {
         | Command::Status(_)
         | Command::Services(_)
         | Command::Flows(_)
+        | Command::Monitor(_)
         | Command::Check(_)
         | Command::Cleanup(_)
         | Command::Ledger(_)

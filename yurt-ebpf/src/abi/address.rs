@@ -35,7 +35,7 @@ pub(crate) type Words = (u64, u64);
 
 /// Those of an address.
 #[inline(always)]
-pub(crate) const fn words(addr: &[u8; 16]) -> Words {
+pub const fn words(addr: &[u8; 16]) -> Words {
     let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *addr;
     (
         u64::from_ne_bytes([a, b, c, d, e, f, g, h]),

@@ -11,6 +11,7 @@ extern crate alloc;
 
 mod address;
 mod affinity;
+mod event;
 mod flow;
 mod guard;
 mod refusal;
@@ -18,9 +19,12 @@ mod service;
 mod translate;
 mod vtep;
 
-pub use self::address::{Mac, Prefix4, Prefix6, mapped};
-pub(crate) use self::address::{Words, bytes, mapped_words, words};
+pub use self::address::{Mac, Prefix4, Prefix6, mapped, words};
+pub(crate) use self::address::{Words, bytes, mapped_words};
 pub use self::affinity::{Affinity, Affinity4, Affinity6, AffinityKey, LastBackend};
+pub use self::event::{
+    EVENT_FORM, EVENT_OF_PACKET, EVENT_OF_SOCKET, EVENT_RING_BYTES, EVENT_SHARES, Event, EventShare,
+};
 pub use self::flow::{
     EDGES, EdgeRow, FLOW_CLOSED_S, FLOW_DIALLED, FLOW_HALF_CLOSED_S, FLOW_IS_ANSWERED,
     FLOW_IS_CLOSED, FLOW_IS_CLOSING, FLOW_IS_INSIDE, FLOW_MAPS, FLOW_MASQUERADED, FLOW_OPENING_S,
@@ -108,6 +112,8 @@ pods! {
     UdpPeer: 48 { vip, backend, word, vip_port_be, backend_port_be, used }
     TcpPeer: 32 { vip, tag, vip_port_be, pad }
     NetnsRow: 24 { class, addr4, addr6 }
+    Event: 80 { at_ns, netns, client, dialled, comm, pid, ifindex, client_port_be, dialled_port_be, form, path, reason, protocol }
+    EventShare: 16 { window, count, lost }
     GuardRow: 376 { mode, macs_len, v4_own, v4_len, v6_own, v6_len, macs, v4, v6 }
     PlainRow: 32 { ifindex, v4, mac, v6 }
     Mac: 8 { addr, pad }

@@ -1,5 +1,6 @@
 //! Every map, by the programs that use it. Capacities here are defaults; the agent's flags override them.
 
+pub(crate) mod event;
 pub(crate) mod guard;
 pub(crate) mod packet;
 pub(crate) mod service;

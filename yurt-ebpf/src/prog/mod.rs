@@ -6,5 +6,6 @@ mod guard;
 mod say;
 mod skb;
 mod sock;
+mod tell;
 mod translate;
 mod vtep;

@@ -125,6 +125,7 @@ fn dial4(ctx: &SockAddrContext, call: Call) -> i32 {
         }
         Choice::Refuse(reason) => {
             say::refused4(addr, || sock.port_be(), reason);
+            sock.tell_refused::<false>(reason);
             refuse(reason)
         }
         Choice::Pass => {
@@ -164,6 +165,7 @@ fn dial6(ctx: &SockAddrContext, call: Call) -> i32 {
         }
         Choice::Refuse(reason) => {
             say::refused6(&addr, || sock.port_be(), reason);
+            sock.tell_refused::<true>(reason);
             refuse(reason)
         }
         Choice::Pass => {
@@ -231,7 +233,7 @@ pub(super) struct Sock<'a>(&'a SockAddrContext);
 
 impl Sock<'_> {
     #[inline(always)]
-    fn protocol(&self) -> u32 {
+    pub(super) fn protocol(&self) -> u32 {
         // SAFETY: the context is valid while the program runs.
         unsafe { core::ptr::read_volatile(&raw const (*self.0.sock_addr).protocol) }
     }
@@ -250,13 +252,13 @@ impl Sock<'_> {
     }
 
     #[inline(always)]
-    fn addr4(&self) -> [u8; 4] {
+    pub(super) fn addr4(&self) -> [u8; 4] {
         // SAFETY: as above.
         unsafe { core::ptr::read_volatile(&raw const (*self.0.sock_addr).user_ip4) }.to_ne_bytes()
     }
 
     #[inline(always)]
-    fn addr6(&self) -> [u8; 16] {
+    pub(super) fn addr6(&self) -> [u8; 16] {
         let word = |index: usize| {
             // SAFETY: as above; `index` is below 4.
             unsafe { core::ptr::read_volatile(&raw const (*self.0.sock_addr).user_ip6[index]) }
@@ -269,7 +271,7 @@ impl Sock<'_> {
     }
 
     #[inline(always)]
-    fn port_be(&self) -> [u8; 2] {
+    pub(super) fn port_be(&self) -> [u8; 2] {
         // SAFETY: as above. The port is the low half of the word, in network order.
         let word = unsafe { core::ptr::read_volatile(&raw const (*self.0.sock_addr).user_port) };
         (word as u16).to_ne_bytes()

@@ -11,14 +11,11 @@ use serde::Serialize;
 
 use super::ledger::age;
 use super::links::devices;
-use super::names::{Frontend, Names, is_of, remark_line};
+use super::names::{Frontend, Names, is_of, pods, remark_line};
 use super::verbs::VerbError;
-use crate::config::Place;
 use crate::config::flags::{FlowsArgs, Output, To};
 use crate::dataplane::flows::{FlowTables, PacketFlow, Stage};
 use crate::host::columns::columns;
-use crate::ledger::State;
-use crate::ledger::watch::Reading;
 use crate::model::Protocol;
 use crate::output::print;
 use crate::text;
@@ -178,23 +175,6 @@ fn is_wanted(args: &FlowsArgs, services: &BTreeSet<Frontend>, flow: &PacketFlow)
 fn frontend(flow: &PacketFlow) -> Option<Frontend> {
     let protocol = Protocol::of_number(flow.protocol)?;
     Some((flow.dialled, protocol))
-}
-
-/// The Pods of this node, by address; none if there is no ledger.
-fn pods(place: &Place) -> BTreeMap<IpAddr, String> {
-    let Ok(Reading { ledger, .. }) = Reading::take(&place.ledger()) else {
-        return BTreeMap::new();
-    };
-    let entries = ledger.entries().iter();
-    let pods = entries.filter(|(key, entry)| {
-        // Of some entries only the container is known.
-        entry.state == State::Active && !key.namespace.is_empty()
-    });
-    pods.flat_map(|(key, entry)| {
-        let name = format!("{}/{}", key.namespace, key.name);
-        (entry.addresses.iter()).map(move |address| (*address, name.clone()))
-    })
-    .collect()
 }
 
 fn row(

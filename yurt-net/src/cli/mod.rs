@@ -7,6 +7,7 @@ pub mod ledger;
 mod links;
 mod live;
 pub mod load;
+pub mod monitor;
 mod names;
 pub mod services;
 pub mod verbs;

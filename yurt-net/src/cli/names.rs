@@ -1,4 +1,5 @@
-//! The names of Services for frontends: from the running agent, otherwise from the checkpoint that it left.
+//! The names of Services for frontends: from the running agent, otherwise from the checkpoint that it left. The names
+//! of Pods for addresses: from the ledger.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -7,6 +8,8 @@ use super::verbs::VerbError;
 use crate::config::Place;
 use crate::error::chain;
 use crate::host::disk::errand::once;
+use crate::ledger::State;
+use crate::ledger::watch::Reading;
 use crate::model::{Protocol, Service, Snapshot};
 use crate::observe::control::{ASKED_AT_ONCE, ControlError, Request, ask};
 use crate::source::checkpoint::Saver;
@@ -118,6 +121,23 @@ fn from_snapshot(
     named
         .filter_map(|frontend| Some((*frontend, shown(&name(frontend)?.to_string()))))
         .collect()
+}
+
+/// The Pods of this node, by address; none if there is no ledger.
+pub(super) fn pods(place: &Place) -> BTreeMap<IpAddr, String> {
+    let Ok(Reading { ledger, .. }) = Reading::take(&place.ledger()) else {
+        return BTreeMap::new();
+    };
+    let entries = ledger.entries().iter();
+    let pods = entries.filter(|(key, entry)| {
+        // Of some entries only the container is known.
+        entry.state == State::Active && !key.namespace.is_empty()
+    });
+    pods.flat_map(|(key, entry)| {
+        let name = format!("{}/{}", key.namespace, key.name);
+        (entry.addresses.iter()).map(move |address| (*address, name.clone()))
+    })
+    .collect()
 }
 
 /// The name of a port without a name ends with a colon, which is left out.

@@ -52,6 +52,18 @@ pub enum DataplaneError {
         /// The process of the other agent.
         pid: String,
     },
+    /// Another process listens to the programs.
+    #[error("another yurt-net monitor listens to the programs (pid {pid}): stop that one first")]
+    Listening {
+        /// The process.
+        pid: String,
+    },
+    /// The ring that was listened to is not the one that programs write to.
+    #[error("{} was replaced, as `yurt-net cleanup` does it: start again", path.display())]
+    OtherRing {
+        /// Its pin.
+        path: PathBuf,
+    },
     /// A claim could not be made, or the claims of others could not be read.
     #[error("look for other agents")]
     Claim(#[source] io::Error),

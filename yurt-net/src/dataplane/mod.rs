@@ -5,6 +5,7 @@
 //! | `service` | the maps that Services are served from, the clients and the sockets of Services |
 //! | `pod` | the maps of the guard and of translation |
 //! | `packet` | the maps and programs that serve packets from outside |
+//! | `events` | what programs tell of refusals and drops, while somebody listens |
 //! | `flows` | the flow tables of the packet path, read and swept |
 //! | `live` | the program of the packet path on a made-up packet |
 //! | `ports` | the ports that stand for clients outside, kept from sockets of this node |
@@ -23,6 +24,7 @@ pub mod attach;
 pub mod claim;
 pub mod counts;
 mod error;
+pub mod events;
 pub mod flows;
 pub mod live;
 pub mod load;

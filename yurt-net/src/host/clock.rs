@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::error::PathError;
 
@@ -23,6 +23,23 @@ pub fn unix_seconds() -> u64 {
 /// Seconds of `CLOCK_MONOTONIC`, the clock that programs in the kernel read (`bpf_ktime_get_ns`).
 pub fn monotonic_seconds() -> u64 {
     u64::try_from(read(libc::CLOCK_MONOTONIC).tv_sec).unwrap_or(0)
+}
+
+/// Nanoseconds of the same clock.
+pub fn monotonic_ns() -> u64 {
+    nanoseconds(read(libc::CLOCK_MONOTONIC))
+}
+
+/// The time of day, by the wall clock as it is now, at a moment that has passed: nanoseconds of `CLOCK_MONOTONIC`.
+pub fn wall_time(monotonic_ns_then: u64) -> SystemTime {
+    let wall = nanoseconds(read(libc::CLOCK_REALTIME));
+    let since = monotonic_ns().saturating_sub(monotonic_ns_then);
+    UNIX_EPOCH + Duration::from_nanos(wall.saturating_sub(since))
+}
+
+fn nanoseconds(time: libc::timespec) -> u64 {
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
 fn read(clock: libc::clockid_t) -> libc::timespec {

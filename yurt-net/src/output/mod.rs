@@ -1,4 +1,5 @@
 //! Standard output and standard error: the output of verbs, and the log, whatever has happened to its reader.
+#![expect(unsafe_code, reason = "poll(2), which the standard library lacks")]
 
 mod limited;
 
@@ -19,15 +20,32 @@ use crate::text::{self, LogStyle};
 ///
 /// `println!` panics in both cases.
 pub fn print(text: impl Display) -> io::Result<()> {
+    is_printed(text).map(|_| ())
+}
+
+/// The same of a text that others may follow: false if the reader has gone away.
+pub fn is_printed(text: impl Display) -> io::Result<bool> {
     let mut out = io::stdout().lock();
     match write!(out, "{text}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(io::Error::new(
             error.kind(),
             format!("write to standard output: {error}"),
         )),
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(true),
     }
+}
+
+/// Whether the reader of standard output has gone away: a text that is printed later would tell, but there may be none.
+pub fn reader_is_gone() -> bool {
+    let mut out = libc::pollfd {
+        fd: libc::STDOUT_FILENO,
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: one valid entry; it does not wait.
+    let told = unsafe { libc::poll(&raw mut out, 1, 0) };
+    told > 0 && out.revents & libc::POLLERR != 0
 }
 
 /// The last message of a program, without characters by which others could hide or forge lines in it. If it cannot be

@@ -10,7 +10,7 @@ use yurt_ebpf::rewrite::flow::{Here as _, error_arriving, error_leaving};
 use yurt_ebpf::rewrite::refusal::refuse;
 
 use super::flows::{Family, FlowMaps};
-use super::{OUTSIDE, finish, protocol, start};
+use super::{OUTSIDE, count, protocol, start};
 use crate::maps::packet::REFUSED;
 
 /// `skb->pkt_type` of a frame to all, and to a group.
@@ -52,7 +52,7 @@ fn come_in<A: Family>(ctx: &TcContext) -> i32 {
         return TC_ACT_UNSPEC;
     };
     let (mut skb, here) = start::<A, OUTSIDE>(ctx);
-    finish(error_arriving(&mut skb, &mut FlowMaps, &here, scratch))
+    count(error_arriving(&mut skb, &mut FlowMaps, &here, scratch)).0
 }
 
 #[inline(always)]
@@ -61,7 +61,7 @@ fn leave<A: Family>(ctx: &TcContext) -> i32 {
         return TC_ACT_UNSPEC;
     };
     let (mut skb, here) = start::<A, OUTSIDE>(ctx);
-    finish(error_leaving(&mut skb, &mut FlowMaps, &here, scratch))
+    count(error_leaving(&mut skb, &mut FlowMaps, &here, scratch)).0
 }
 
 // Subprograms: each has a stack of its own.

@@ -26,10 +26,11 @@ use yurt_ebpf::abi::{
     STAGE_POD_OPENS4, STAGE_POD_OPENS6, STAGE_REFUSES,
 };
 use yurt_ebpf::frame::{ETH_IPV4, ETH_IPV6, ETH_SERVICE_VLAN, ETH_VLAN};
-use yurt_ebpf::rewrite::flow::{Here, Verdict, arriving, leaving, opening};
+use yurt_ebpf::rewrite::flow::{Here, Scratch, Verdict, arriving, leaving, opening};
 
 use self::flows::{Family, FlowMaps, now_ns};
 use super::skb::Skb;
+use super::tell;
 use crate::maps::packet::{
     EDGE, HANDLED_COUNT, STAGES, missing_link_header, snat_ports, snat_turn,
 };
@@ -57,7 +58,10 @@ fn yurt_edge_in(ctx: TcContext) -> i32 {
         Some(ETH_IPV4) => come_in::<[u8; 4], OUTSIDE>(&ctx),
         Some(ETH_IPV6) => come_in::<[u8; 16], OUTSIDE>(&ctx),
         // The kernel strips it, and delivers what is in it without asking anybody again.
-        Some(ETH_VLAN | ETH_SERVICE_VLAN) => finish(Verdict::Is(Handled::DropTag)),
+        Some(ETH_VLAN | ETH_SERVICE_VLAN) => {
+            let verdict = Verdict::Is(Handled::DropTag);
+            finish::<[u8; 4]>(verdict, ifindex(&ctx), None)
+        }
         _ => TC_ACT_UNSPEC,
     }
 }
@@ -123,25 +127,28 @@ fn come_in<A: Family, const IS_INSIDE: bool>(ctx: &TcContext) -> i32 {
         return TC_ACT_UNSPEC;
     };
     let (mut skb, here) = start::<A, IS_INSIDE>(ctx);
-    let verdict = arriving(&mut skb, &mut FlowMaps, &here, scratch);
+    let mut verdict = arriving(&mut skb, &mut FlowMaps, &here, scratch);
     match verdict {
-        Verdict::Opens => go_on(
-            ctx,
-            match (IS_INSIDE, A::IS_V6) {
-                (false, false) => STAGE_OPENS4,
-                (false, true) => STAGE_OPENS6,
-                (true, false) => STAGE_POD_OPENS4,
-                (true, true) => STAGE_POD_OPENS6,
-            },
-        ),
+        Verdict::Opens => {
+            go_on(
+                ctx,
+                match (IS_INSIDE, A::IS_V6) {
+                    (false, false) => STAGE_OPENS4,
+                    (false, true) => STAGE_OPENS6,
+                    (true, false) => STAGE_POD_OPENS4,
+                    (true, true) => STAGE_POD_OPENS6,
+                },
+            );
+            // It has come back. The packet may be a closed Service's, and must not go on.
+            verdict = Verdict::Is(Handled::DropNoProgram);
+        }
         Verdict::Error => {
             go_on(ctx, STAGE_ERROR_IN);
             return TC_ACT_UNSPEC;
         }
-        _ => return finish(verdict),
+        _ => {}
     }
-    // It has come back. The packet may be a closed Service's, and must not go on.
-    finish(Verdict::Is(Handled::DropNoProgram))
+    finish(verdict, here.ifindex, Some(scratch))
 }
 
 #[inline(always)]
@@ -151,7 +158,10 @@ fn open<A: Family, const IS_INSIDE: bool>(ctx: &TcContext) -> i32 {
     };
     let (mut skb, here) = start::<A, IS_INSIDE>(ctx);
     let verdict = opening(&mut skb, &Maps, &mut FlowMaps, &here, scratch);
-    let action = finish(verdict);
+    let (action, what) = count(verdict);
+    if action == TC_ACT_SHOT {
+        tell_first::<A>(ctx, what);
+    }
     if let Verdict::Is(what) = verdict
         && what.is_refusal()
     {
@@ -176,7 +186,7 @@ fn leave<A: Family, const IS_INSIDE: bool>(ctx: &TcContext) -> i32 {
     if verdict == Verdict::Error {
         go_on(ctx, STAGE_ERROR_OUT);
     }
-    finish(verdict)
+    finish(verdict, here.ifindex, Some(scratch))
 }
 
 /// Goes on with another program; comes back only where that is not there.
@@ -205,10 +215,14 @@ fn protocol(ctx: &TcContext) -> Option<u16> {
 }
 
 #[inline(always)]
-fn start<A: Family, const IS_INSIDE: bool>(ctx: &TcContext) -> (Skb, Now<IS_INSIDE>) {
-    let skb = ctx.skb.skb;
+fn ifindex(ctx: &TcContext) -> u32 {
     // SAFETY: the context is valid while the program runs.
-    let ifindex = unsafe { core::ptr::read_volatile(&raw const (*skb).ifindex) };
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).ifindex) }
+}
+
+#[inline(always)]
+fn start<A: Family, const IS_INSIDE: bool>(ctx: &TcContext) -> (Skb, Now<IS_INSIDE>) {
+    let (skb, ifindex) = (ctx.skb.skb, ifindex(ctx));
     let is_v6 = A::IS_V6;
     (
         Skb {
@@ -221,10 +235,11 @@ fn start<A: Family, const IS_INSIDE: bool>(ctx: &TcContext) -> (Skb, Now<IS_INSI
     )
 }
 
+/// Counts what was done with a packet; returns it as the kernel has it, and as it was counted.
 #[inline(always)]
-fn finish(verdict: Verdict) -> i32 {
+fn count(verdict: Verdict) -> (i32, u32) {
     let Verdict::Is(what) = verdict else {
-        return TC_ACT_UNSPEC;
+        return (TC_ACT_UNSPEC, 0);
     };
     let what = what as u32;
     // SAFETY: a read of a valid value; volatile, so that nothing is known of it.
@@ -234,9 +249,30 @@ fn finish(verdict: Verdict) -> i32 {
         unsafe { *counter += 1 };
     }
     if what <= Handled::ToClient as u32 {
-        TC_ACT_UNSPEC
+        (TC_ACT_UNSPEC, what)
     } else {
-        TC_ACT_SHOT
+        (TC_ACT_SHOT, what)
+    }
+}
+
+/// Counts what was done with a packet at a device, and tells of it if it goes no further. `scratch`: what was looked up
+/// for it, if something was.
+#[inline(always)]
+fn finish<A: Family>(verdict: Verdict, ifindex: u32, scratch: Option<&Scratch<A>>) -> i32 {
+    let (action, what) = count(verdict);
+    if action == TC_ACT_SHOT {
+        let ends = scratch.and_then(|scratch| scratch.known_ends(what));
+        tell::dropped(ends, ifindex, what);
+    }
+    action
+}
+
+/// Tells of a first packet that goes no further. A subprogram, which finds again what its caller knows: that one has no
+/// room on its stack to keep it.
+#[inline(never)]
+fn tell_first<A: Family>(ctx: &TcContext, what: u32) {
+    if let Some(scratch) = A::scratch() {
+        tell::dropped(scratch.known_ends(what), ifindex(ctx), what);
     }
 }
 

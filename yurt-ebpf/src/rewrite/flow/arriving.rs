@@ -36,6 +36,7 @@ where
     };
     // Of any protocol, and in every fragment.
     if A::of(ip.destination).is_loopback() || A::of(ip.source).is_loopback() {
+        scratch.point_at_addresses(&ip);
         return Verdict::Is(Handled::DropLoopback);
     }
     if ip.part == Part::Later {

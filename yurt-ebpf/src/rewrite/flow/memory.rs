@@ -6,7 +6,7 @@ use crate::abi::{
     Affinity, FLOW_CLOSED_S, FLOW_HALF_CLOSED_S, FLOW_IS_ANSWERED, FLOW_IS_CLOSED, FLOW_IS_CLOSING,
     FLOW_MASQUERADED, FLOW_OPENING_S, FLOW_QUIET_S, FLOW_SERVED, Flow, FlowKey, Handled,
 };
-use crate::frame::ip::Side;
+use crate::frame::ip::{Ip, Side};
 use crate::rewrite::Packet;
 
 /// So much may a backend acknowledge beside the SYN: what came with it (RFC 7413).
@@ -96,6 +96,25 @@ pub struct Scratch<A: Address> {
 }
 
 impl<A: Address> Scratch<A> {
+    /// Who has sent the packet at hand and where to, if it is refused or dropped for a reason (a [`Handled`]) that was
+    /// found after they were read: else what is here may be another packet's.
+    #[inline(always)]
+    pub const fn known_ends(&self, what: u32) -> Option<&FlowKey<A>> {
+        if what == Handled::DropUnchanged as u32 || what == Handled::DropTag as u32 {
+            return None;
+        }
+        Some(&self.key)
+    }
+
+    /// `key` is that of a packet of which no more is read than its addresses and its protocol.
+    #[inline(always)]
+    pub(super) fn point_at_addresses(&mut self, ip: &Ip) {
+        self.key.source = A::of(ip.source);
+        self.key.destination = A::of(ip.destination);
+        (self.key.source_port_be, self.key.destination_port_be) = ([0; 2], [0; 2]);
+        self.key.protocol = ip.protocol;
+    }
+
     /// `other` is the entry for the answers to `key`, which leads to `flow`.
     #[inline(always)]
     pub(super) fn point_at_served(&mut self) {

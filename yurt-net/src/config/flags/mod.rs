@@ -4,6 +4,7 @@ mod cni;
 mod devices;
 mod flows;
 mod kube_proxy;
+mod monitor;
 mod packets;
 mod place;
 mod policy;
@@ -24,6 +25,7 @@ use clap::{Args, Parser, Subcommand};
 pub use self::cni::{CniArgs, CniKeepArg, CniPlaceArgs, CniVerb};
 pub use self::flows::{FlowsArgs, To};
 pub use self::kube_proxy::ProxyArgs;
+pub use self::monitor::MonitorArgs;
 pub use self::place::{LedgerDirsArgs, PlaceArgs};
 pub use self::policy::PolicyArgs;
 pub use self::run::RunArgs;
@@ -62,6 +64,9 @@ pub enum Command {
     /// Print the flows of clients whose packets are served (--packet-path), the latest first. Needs no running agent,
     /// but for names.
     Flows(FlowsArgs),
+    /// Print refusals and drops as they happen: who dialled which Service, and why it failed. Needs no running agent,
+    /// but for names. Costs nothing while nobody looks.
+    Monitor(MonitorArgs),
     /// Check that this machine can run the agent, and that Services are really translated.
     Check(CheckArgs),
     /// Print which addresses Pods of this node have, and which are kept for them. Needs no running agent.

@@ -14,6 +14,7 @@ const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
 const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
 const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 const BPF_MAP_TYPE_SK_STORAGE: u32 = 24;
+const BPF_MAP_TYPE_RINGBUF: u32 = 27;
 const BPF_F_NO_PREALLOC: u32 = 1;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
@@ -70,7 +71,7 @@ pub(in crate::dataplane) struct StateCapacity {
     pub(in crate::dataplane) affinity: u32,
 }
 
-pub(in crate::dataplane) fn state_maps(capacity: StateCapacity) -> [(&'static str, MapInfo); 6] {
+pub(in crate::dataplane) fn state_maps(capacity: StateCapacity) -> [(&'static str, MapInfo); 9] {
     let StateCapacity {
         tcp_peers,
         affinity,
@@ -99,8 +100,49 @@ pub(in crate::dataplane) fn state_maps(capacity: StateCapacity) -> [(&'static st
             "yurt_count",
             info::<u32, u64>(BPF_MAP_TYPE_PERCPU_ARRAY, abi::COUNTERS, 0),
         ),
+        EVENT_MAPS[0],
+        EVENT_MAPS[1],
+        EVENT_MAPS[2],
     ]
 }
+
+/// The maps through which programs on sockets, and those of the packet path, tell what they refuse and drop. An agent
+/// that does not know them leaves them alone, so they are among the state maps without a new ABI.
+pub(in crate::dataplane) const EVENT_MAPS: [(&str, MapInfo); 3] = [
+    (
+        "yurt_events",
+        MapInfo {
+            map_type: BPF_MAP_TYPE_RINGBUF,
+            id: 0,
+            key_size: 0,
+            value_size: 0,
+            max_entries: abi::EVENT_RING_BYTES,
+            map_flags: 0,
+        },
+    ),
+    (
+        "yurt_watch",
+        MapInfo {
+            map_type: BPF_MAP_TYPE_ARRAY,
+            id: 0,
+            key_size: 4,
+            value_size: 8,
+            max_entries: 1,
+            map_flags: 0,
+        },
+    ),
+    (
+        "yurt_ev_share",
+        MapInfo {
+            map_type: BPF_MAP_TYPE_PERCPU_ARRAY,
+            id: 0,
+            key_size: 4,
+            value_size: 16,
+            max_entries: abi::EVENT_SHARES,
+            map_flags: 0,
+        },
+    ),
+];
 
 pub(in crate::dataplane) fn guard_maps() -> [(&'static str, MapInfo); 5] {
     let (hash, per_cpu) = (BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_PERCPU_HASH);

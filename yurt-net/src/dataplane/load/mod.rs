@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use self::hooks::ON_CGROUP;
 use self::maps::{
-    FlowCapacity, StateCapacity, VTEP_MAP, all_maps, guard_maps, packet_maps, state_maps,
-    table_maps, translate_maps,
+    EVENT_MAPS, FlowCapacity, StateCapacity, VTEP_MAP, all_maps, guard_maps, packet_maps,
+    state_maps, table_maps, translate_maps,
 };
 pub(super) use self::object::LoadedProgram;
 pub use self::object::ProgramSize;
@@ -232,14 +232,15 @@ fn packet_switches(
     ]
 }
 
-/// The maps of Services that the packet path reads, with the sizes that they have. All must exist: otherwise the loader
-/// would make empty ones and pin them as the table's.
+/// The maps of Services that the packet path reads, and those that it shares with sockets, with the sizes that they
+/// have. All must exist: otherwise the loader would make empty ones and pin them as the table's.
 fn services_as_they_are(
     Pins { table, state }: &Pins,
 ) -> Result<Vec<(&'static str, MapPlan)>, DataplaneError> {
     let of_table = table_maps(&TRIAL_CAPACITY).map(|(name, _)| (name, table));
     let of_state = ["yurt_aff4", "yurt_aff6"].map(|name| (name, state));
-    let maps = of_table.into_iter().chain(of_state);
+    let of_events = EVENT_MAPS.map(|(name, _)| (name, state));
+    let maps = of_table.into_iter().chain(of_state).chain(of_events);
     let plan = |(name, dir): (&'static str, &PathBuf)| {
         let pin = dir.join(name);
         sys::object_get(&pin).map_err(at("open", &pin))?;

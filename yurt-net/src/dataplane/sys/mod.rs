@@ -20,7 +20,7 @@ pub(super) use self::bpf::{
 };
 pub(super) use self::limits::{possible_cpus, raise_memlock, raise_open_files};
 pub(super) use self::mapped::{MappedArray, WindowedArray};
-pub(super) use self::maps::{map_create, maps_named};
+pub(super) use self::maps::{Ring, map_create, maps_named};
 pub(super) use self::packet::packet_socket;
 pub(super) use self::run::run_on_frame;
 pub(super) use self::secluded::without_files;

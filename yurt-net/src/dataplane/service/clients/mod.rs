@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use self::identity::{Client, ClientAddresses, Identities, Word, identify};
 use crate::host::netns::{self, Netns};
 use crate::node::near::Nearby;
+use crate::node::tables::Near;
 
 /// When searches follow a change of interfaces.
 const LOOKS: [Duration; 4] = [
@@ -168,38 +169,27 @@ impl Clients {
     }
 }
 
+/// The clients of this node, by what the node's side knows of them: asks nobody, and enters the namespaces of Pods only
+/// for their cookies. With the cookie of the node's own namespace, which is the calling thread's.
+pub fn known(word: &Word) -> io::Result<(u64, BTreeMap<u64, ClientAddresses>)> {
+    let own = own_cookie()?;
+    let nearby = Nearby::open()?;
+    let near = nearby.look()?;
+    let (clients, _, _) = pods(&nearby, &near)?;
+    let mut known = identify(&near, word, &BTreeMap::new(), &clients).known;
+    known.insert(own, own_addresses(word)?);
+    Ok((own, known))
+}
+
 fn look(word: &Word, before: &BTreeMap<u64, ClientAddresses>) -> io::Result<Look> {
     let mut found = Look::default();
     // This thread is in the node's own namespace. If the kernel tells its cookie, it tells those of Pods, too.
-    let own = netns::cookie()?.ok_or_else(no_cookies)?;
+    let own = own_cookie()?;
     found.clients.insert(own, own_addresses(word)?);
     let nearby = Nearby::open()?;
     let mut near = nearby.look()?;
-    let namespaces: Vec<Netns> = netns::all()?.into_iter().skip(1).collect();
-    let ids = nearby.netns_ids(&namespaces)?;
-    // Only the namespaces of Pods are entered.
-    let (mut namespaces, devices): (Vec<Netns>, Vec<Vec<u32>>) = namespaces
-        .into_iter()
-        .zip(ids)
-        .filter_map(|(netns, id)| Some((netns, near.devices_to(id?))))
-        .filter(|(_, devices)| !devices.is_empty())
-        .unzip();
-    let cookies = netns::inside(&namespaces, |_| netns::cookie()?.ok_or_else(no_cookies))?;
-    let mut clients = Vec::new();
-    let mut entered = Vec::new();
-    for ((netns, devices), cookie) in namespaces.drain(..).zip(devices).zip(cookies) {
-        match cookie.flatten() {
-            Ok(cookie) => {
-                clients.push(Client {
-                    cookie,
-                    devices,
-                    claimed: ClientAddresses::default(),
-                });
-                entered.push(netns);
-            }
-            Err(error) => found.error = Some(error),
-        }
-    }
+    let (mut clients, entered, error) = pods(&nearby, &near)?;
+    found.error = error;
     let mut identities = identify(&near, word, before, &clients);
     if !identities.open.is_empty() {
         take_claims(&entered, &mut clients, &identities)?;
@@ -219,6 +209,38 @@ fn look(word: &Word, before: &BTreeMap<u64, ClientAddresses>) -> io::Result<Look
     }
     found.clients.append(&mut identities.known);
     Ok(found)
+}
+
+/// The namespaces of Pods, which alone are entered; and why one could not be, if there was one.
+fn pods(nearby: &Nearby, near: &Near) -> io::Result<(Vec<Client>, Vec<Netns>, Option<io::Error>)> {
+    let namespaces: Vec<Netns> = netns::all()?.into_iter().skip(1).collect();
+    let ids = nearby.netns_ids(&namespaces)?;
+    let (mut namespaces, devices): (Vec<Netns>, Vec<Vec<u32>>) = namespaces
+        .into_iter()
+        .zip(ids)
+        .filter_map(|(netns, id)| Some((netns, near.devices_to(id?))))
+        .filter(|(_, devices)| !devices.is_empty())
+        .unzip();
+    let cookies = netns::inside(&namespaces, |_| own_cookie())?;
+    let (mut clients, mut entered, mut failed) = (Vec::new(), Vec::new(), None);
+    for ((netns, devices), cookie) in namespaces.drain(..).zip(devices).zip(cookies) {
+        match cookie.flatten() {
+            Ok(cookie) => {
+                clients.push(Client {
+                    cookie,
+                    devices,
+                    claimed: ClientAddresses::default(),
+                });
+                entered.push(netns);
+            }
+            Err(error) => failed = Some(error),
+        }
+    }
+    Ok((clients, entered, failed))
+}
+
+fn own_cookie() -> io::Result<u64> {
+    netns::cookie()?.ok_or_else(no_cookies)
 }
 
 /// Asks clients whose addresses are not all known which addresses they would dial with.
