@@ -11,6 +11,7 @@
 //! | [`guard`] | the guard's program on frames, over one that does nothing, with a bound |
 //! | [`translate`] | the same of translation's, with a bound |
 //! | [`reboot`] | an agent after a reboot without the cloud, with a bound |
+//! | [`refusals`] | refused connects while somebody listens to the programs, with those while nobody does |
 //! | [`vtep`] | the time until a vxlan device that is made again has its MAC, with a bound |
 //! | [`kube`] | an agent that follows an apiserver: start, events, memory, processor time, boot; with bounds |
 //! | [`tenants`] | what others wait for beside a hundred objects of 1.5 MB; with bounds |
@@ -29,6 +30,7 @@ pub mod packets;
 pub mod plot;
 pub mod publish;
 pub mod reboot;
+pub mod refusals;
 pub mod report;
 pub mod retain;
 pub mod sockets;
@@ -95,6 +97,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         translate::NAME,
         reboot::NAME,
         vtep::NAME,
+        refusals::NAME,
         kube::NAME,
         tenants::NAME,
     ];
@@ -126,7 +129,7 @@ pub fn run(
         }
     }
     type Take = fn(&Lab, &Options) -> Result<Measure>;
-    let others: [(&str, Take); 10] = [
+    let others: [(&str, Take); 11] = [
         (flips::NAME, flips::measure),
         (publish::NAME, publish::measure),
         (memory::NAME, memory::measure),
@@ -135,6 +138,7 @@ pub fn run(
         (translate::NAME, translate::measure),
         (reboot::NAME, reboot::measure),
         (vtep::NAME, vtep::measure),
+        (refusals::NAME, refusals::measure),
         (kube::NAME, kube::measure),
         (tenants::NAME, tenants::measure),
     ];
