@@ -42,6 +42,7 @@ mod strangers;
 mod translate;
 mod udp;
 mod untouched;
+mod uplinks;
 mod vtep;
 mod vtep_peers;
 mod world;

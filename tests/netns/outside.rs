@@ -37,7 +37,7 @@ use crate::world::names;
 
 const ON: &[&str] = &["--packet-path=on"];
 pub(crate) const NODE_PORT: u16 = 30080;
-const BALANCER: [&str; 2] = ["203.0.113.9", "2001:db8:77::9"];
+pub(crate) const BALANCER: [&str; 2] = ["203.0.113.9", "2001:db8:77::9"];
 
 /// A node with an agent, another one in its pool, and a host outside.
 pub(crate) struct Stage {

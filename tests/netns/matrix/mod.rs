@@ -14,6 +14,7 @@ use anyhow::Result;
 use anyhow::anyhow;
 use anyhow::ensure;
 use yurt_net::explain::verdict::FlowVerdict;
+use yurt_net_tests::lab::Agent;
 use yurt_net_tests::lab::Attempt;
 use yurt_net_tests::lab::Node;
 
@@ -111,10 +112,11 @@ impl Stage {
         })
     }
 
-    fn start(&mut self) -> Result<()> {
+    fn start(&mut self) -> Result<Vec<Agent>> {
+        let mut agents = Vec::new();
         for (node, more) in AGENTS.into_iter().zip([None, Some("--socket-lb=host")]) {
             let flags: Vec<&str> = Some("--packet-path=on").into_iter().chain(more).collect();
-            let _runs_on = self.world.start(node, &flags)?;
+            agents.push(self.world.start(node, &flags)?);
         }
         for node in AGENTS {
             let pods = match node {
@@ -128,7 +130,8 @@ impl Stage {
                     packets.is_some_and(|it| it.devices == ["eth0"] && it.pods >= pods)
                 })?;
         }
-        self.world.wait_effective()
+        self.world.wait_effective()?;
+        Ok(agents)
     }
 
     /// What each node with an agent has done with packets, by its name.
@@ -237,7 +240,7 @@ fn gateways(node: &Node) -> Result<[IpAddr; 2]> {
 #[test]
 fn whoever_dials_whatever_gets_what_the_resolver_says() -> Result<()> {
     let mut stage = Stage::new()?;
-    stage.start()?;
+    let agents = stage.start()?;
     let cells = Cell::all(&stage.clients, &stage.world.nodes)?;
     let taps = AGENTS.map(|node| Tap::start(stage.world.node(node)?, "eth0"));
     let (silent, told): (Vec<&Cell>, Vec<&Cell>) = cells.iter().partition(|it| it.is_silent());
@@ -282,6 +285,16 @@ fn whoever_dials_whatever_gets_what_the_resolver_says() -> Result<()> {
                 "node {node} counts {counted} drops of {dropped} cells"
             ));
         }
+    }
+
+    // Without the agents it is the same.
+    for agent in agents {
+        agent.kill9()?;
+    }
+    for (cells, patience) in [(&told, PATIENCE), (&silent, SILENCE)] {
+        let results = stage.dial(cells, 1, patience)?;
+        let without = stage.faults(cells, &results)?.into_iter();
+        faults.extend(without.map(|fault| format!("without an agent: {fault}")));
     }
 
     let foreign = [
