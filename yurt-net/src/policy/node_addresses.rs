@@ -85,7 +85,10 @@ fn primary(
     addresses
 }
 
-/// The addresses of this node inside prefixes; on another machine, those that its Node object has.
+/// The addresses of this node inside prefixes, sorted. On another machine they are those that its Node object has.
+///
+/// An address that the Node object names is one of them although no interface has it: a node may start without its
+/// network. Others that went with their link stay until another of their family is there.
 fn inside(
     prefixes: &[IpNetwork],
     snapshot: &Snapshot,
@@ -94,47 +97,84 @@ fn inside(
     last: &[IpAddr],
     rejections: &mut Vec<Rejection>,
 ) -> Vec<IpAddr> {
-    let node = snapshot.nodes.get(&*config.node);
-    let stated = node.map(|node| node.internal_ips.iter().chain(&node.external_ips));
     let is_served = |address: &IpAddr| {
         let is_link_local =
             matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
         let is_usable = !address.is_loopback() && !address.is_unspecified() && !is_link_local;
         is_usable && prefixes.iter().any(|prefix| prefix.contains(*address))
     };
-    let here: BTreeSet<IpAddr> = match &view.local_addresses {
-        Some(local) => local.iter().copied().filter(is_served).collect(),
-        None => stated
+    let node = snapshot.nodes.get(&*config.node);
+    let internal = node.into_iter().flat_map(|node| &node.internal_ips);
+    let (v4, v6) = view.default_source;
+    let sources = v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6));
+    let local: Vec<IpAddr> = match &view.local_addresses {
+        Some(local) => local.iter().copied().collect(),
+        None => node
             .into_iter()
-            .flatten()
-            .copied()
-            .filter(is_served)
+            .flat_map(|node| node.external_ips.iter().copied())
             .collect(),
     };
+    let mut seen = BTreeSet::new();
+    let here = internal.copied().chain(sources).chain(local);
+    let here = here
+        .filter(is_served)
+        .filter(|address| seen.insert(*address));
+    let mut addresses: Vec<IpAddr> = here.collect();
     let gone = last.iter().copied().filter(is_served);
-    let gone = gone.filter(|gone| !here.iter().any(|here| here.is_ipv4() == gone.is_ipv4()));
-    let mut addresses: Vec<IpAddr> = here.iter().copied().chain(gone).collect();
+    let gone: Vec<IpAddr> = gone
+        .filter(|gone| {
+            !addresses
+                .iter()
+                .any(|here| here.is_ipv4() == gone.is_ipv4())
+        })
+        .collect();
+    addresses.extend(gone);
+    let mut say = |what: String| {
+        let name = NamespacedName::new("", config.node.as_str());
+        rejections.push(snapshot.reject(Kind::Node, &name, what));
+    };
+    if addresses.is_empty() && view.local_addresses.is_some() {
+        let what = "none of its addresses is inside --nodeport-addresses: NodePorts are served at loopback alone";
+        say(what.to_owned());
+    }
     if addresses.len() > MOST {
-        rejections.push(snapshot.reject(
-            Kind::Node,
-            &NamespacedName::new("", config.node.as_str()),
-            format!(
-                "{} of its addresses are inside --nodeport-addresses: NodePorts are served at the first {MOST}; name \
-                 smaller prefixes",
-                addresses.len()
-            ),
+        say(format!(
+            "{} of its addresses are inside --nodeport-addresses: NodePorts are served at {MOST}, those of its status \
+             and of its default routes first; name smaller prefixes",
+            addresses.len()
         ));
+        // Both families have their share.
+        let mut ranks = [0, 0];
+        addresses.sort_by_cached_key(|address| {
+            let rank = &mut ranks[usize::from(address.is_ipv6())];
+            *rank += 1;
+            *rank
+        });
         addresses.truncate(MOST);
     }
+    addresses.sort_unstable();
     addresses
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::model::Node;
     use crate::policy::NodePortAddresses;
 
     fn served(prefixes: &str, local: &[&str], last: &[&str]) -> (Vec<String>, usize) {
+        served_as(&[], prefixes, local, last)
+    }
+
+    /// The same, if the Node has these addresses in its status.
+    fn served_as(
+        status: &[&str],
+        prefixes: &str,
+        local: &[&str],
+        last: &[&str],
+    ) -> (Vec<String>, usize) {
         let parsed =
             |all: &[&str]| -> Vec<IpAddr> { all.iter().map(|a| a.parse().unwrap()).collect() };
         let config = PolicyConfig {
@@ -146,7 +186,17 @@ mod tests {
             ..NodeView::default()
         };
         let mut rejections = Vec::new();
-        let snapshot = Snapshot::default();
+        let mut snapshot = Snapshot::default();
+        let node = Node {
+            name: "a1".into(),
+            labels: BTreeMap::new(),
+            internal_ips: parsed(status),
+            external_ips: Vec::new(),
+            pod_cidrs: Vec::new(),
+            annotations: BTreeMap::new(),
+            is_leaving: false,
+        };
+        snapshot.nodes.insert("a1".into(), node.into());
         let served = node_addresses(&snapshot, &config, &view, &parsed(last), &mut rejections);
         (
             served.iter().map(IpAddr::to_string).collect(),
@@ -178,6 +228,32 @@ mod tests {
         let all = |local: &[&str]| served("192.0.2.0/24", local, &last).0;
         assert_eq!(all(&["127.0.0.1"]), ["192.0.2.11"]);
         assert_eq!(all(&["192.0.2.12"]), ["192.0.2.12"]);
+    }
+
+    #[test]
+    fn an_address_of_the_nodes_status_is_served_before_its_network_is_there_and_beside_others() {
+        let all = |local: &[&str]| served_as(&["192.0.2.11"], "0.0.0.0/0", local, &[]).0;
+        assert_eq!(all(&["127.0.0.1"]), ["192.0.2.11"]);
+        assert_eq!(
+            all(&["127.0.0.1", "10.244.1.1"]),
+            ["10.244.1.1", "192.0.2.11"]
+        );
+        let (outside, rejections) =
+            served_as(&["192.0.2.11"], "203.0.113.0/24", &["192.0.2.11"], &[]);
+        assert_eq!(outside, ["127.0.0.1", "::1"]);
+        assert_eq!(rejections, 1, "nobody would look for NodePorts there");
+    }
+
+    #[test]
+    fn of_many_addresses_those_that_everybody_uses_and_both_families_are_served() {
+        let mut local: Vec<String> = (1..=40).map(|n| format!("10.1.0.{n}")).collect();
+        local.extend(["192.0.2.11".to_owned(), "fd00::1".to_owned()]);
+        let local: Vec<&str> = local.iter().map(String::as_str).collect();
+        let (served, rejections) = served_as(&["192.0.2.11"], "0.0.0.0/0,::/0", &local, &[]);
+        assert_eq!((served.len(), rejections), (MOST, 1));
+        for address in ["192.0.2.11", "fd00::1"] {
+            assert!(served.iter().any(|one| one == address), "{served:?}");
+        }
     }
 
     #[test]
