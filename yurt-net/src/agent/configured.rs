@@ -4,6 +4,7 @@
 //! last stays in force. Settings that a running agent cannot change wait for a restart, and are named.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +18,6 @@ use crate::host::disk::errand::{Errand, PATIENCE, SILENCE};
 use crate::host::process::{most_open_files, set_oom_score};
 use crate::observe::status::{Configuration, Status};
 use crate::policy::{HEALTH_CHECK_SHARE, PolicyConfig, ProtectConfig};
-use crate::source::kube::Servers;
 use crate::table::MAX_HEALTH_CHECKS;
 
 /// How often the file is looked at: a ConfigMap takes up to a minute to reach a node.
@@ -254,9 +254,9 @@ fn stamp(path: &Path) -> Stamp {
 
 /// The policy, with the addresses and ports that no Service may take from this agent and its sources, and with what
 /// this process has room for.
-pub(super) fn policy(config: &AgentConfig, servers: &Servers) -> PolicyConfig {
+pub(super) fn policy(config: &AgentConfig, servers: Vec<SocketAddr>) -> PolicyConfig {
     let mut policy = config.policy.clone();
-    policy.protect.servers = servers.addresses();
+    policy.protect.servers = servers;
     let ours = config.metrics.iter().chain(&config.healthz);
     policy.protect.agent_ports = ours.map(|address| address.port()).collect();
     // Programs at the devices of Pods need most of them.
@@ -293,6 +293,8 @@ pub(super) fn score(config: &AgentConfig) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
     use crate::config::{Command, Said, read};
     use crate::policy::ClosureFailure;
@@ -323,26 +325,25 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config.yaml");
         let (written, _) = written(&path);
-        // Who opens it waits for somebody who writes.
-        let slow = directory.path().join("slow");
-        let made = std::process::Command::new("mkfifo").arg(&slow).status();
-        assert!(made.unwrap().success());
-        fs::rename(&slow, &path).unwrap();
-        let mut configured = Configured::start(Some(written));
-        configured.changed().await;
+        let mut configured = Configured::start(Some(written.clone()));
+        let (answer, disk) = mpsc::channel::<()>();
+        configured.reading.begin(move || {
+            // Until the other end is gone.
+            let _gone = disk.recv();
+            written.read().map(Box::new)
+        });
         assert!(configured.take().await.is_none());
         let told = configured.problem().unwrap();
         assert_eq!(told, "it cannot be read: it does not answer");
         let mut status = Status::default();
         configured.report(&mut status);
         assert_eq!(status.configuration.unwrap().problems, [told]);
-        let text = format!("{OWN}closureFailure: closed\n");
-        let writing = tokio::task::spawn_blocking(move || fs::write(path, text));
+        fs::write(&path, format!("{OWN}closureFailure: closed\n")).unwrap();
+        drop(answer);
         configured.changed().await;
         let config = configured.take().await.unwrap();
         assert_eq!(config.policy.closure_failure, ClosureFailure::Closed);
         assert_eq!(configured.problem(), None);
-        writing.await.unwrap().unwrap();
     }
 
     /// A setting that is told to be in force must be one that the agent takes, and one that it takes must be told.

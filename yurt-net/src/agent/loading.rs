@@ -1,18 +1,25 @@
 //! Serving from the checkpoint before any agent runs: at boot, before kubelet starts Pods.
 
-use super::checkpoint::Checkpoint;
+use std::sync::Arc;
+
+use tracing::warn;
+
 use super::claimed::Claimed;
 use super::configured::policy;
 use super::error::AgentError;
 use super::facts::Known;
 use super::pods::Pods;
+use super::problem::of_failures;
 use super::serving::Serving;
 use super::upkeep::Upkeep;
 use crate::config::AgentConfig;
+use crate::dataplane::service::BpfDataplane;
 use crate::host::cgroup::cgroup;
+use crate::host::disk::errand::{SILENCE, once};
+use crate::model::Snapshot;
 use crate::node::NodeWatch;
 use crate::observe::status::{SelfTest, Status};
-use crate::source::kube::Servers;
+use crate::source::checkpoint::Saver;
 use crate::source::preferred::{Freshness, Sources};
 
 /// What has become of a node's Services.
@@ -35,29 +42,43 @@ pub enum Load {
 
 /// Puts what the checkpoint says into the kernel, and ends; the next agent takes it over. Asks no source. Fails if an
 /// agent runs.
+///
+/// External IPs and addresses of load balancers wait for the agent: only it can tell that one is the apiserver's, this
+/// node's or a Pod's, once names can be looked up and devices are there. Taken from the kubelet, such an address would
+/// keep the agent itself from starting.
 pub async fn load(config: AgentConfig) -> Result<Load, AgentError> {
     let cgroup = cgroup(config.place.cgroup.as_deref())?;
     let _claimed = Claimed::start(&config.place, cgroup.path.clone()).await?;
-    let (checkpoint, loaded) = Checkpoint::start(&config).await;
-    let Some(loaded) = loaded else {
-        return Ok(Load::Nothing(checkpoint.problem()));
-    };
-    let mut serving = Serving::start(&config, &cgroup)?;
-    if serving.was_serving() {
+    if BpfDataplane::serves(&config.place.bpffs)? {
         return Ok(Load::Before);
     }
-    let (in_force, synced_at) = (loaded.in_force(), loaded.provenance.synced_at);
+    let directory = config.place.checkpoint();
+    let read = directory.clone();
+    let Some((_, found)) = once(move || Saver::open(read)).await else {
+        let silent = format!("{}: {SILENCE}", directory.display());
+        return Ok(Load::Nothing(Some(silent)));
+    };
+    let problems = of_failures(&found.problems);
+    let Some(mut loaded) = found.loaded else {
+        return Ok(Load::Nothing(problems));
+    };
+    leave_out_addresses_of_others(&mut loaded.snapshot);
+    if let Some(problems) = problems {
+        warn!(problems, "checkpoint: not all of it can be used");
+    }
+    let mut serving = Serving::start(&config, &cgroup)?;
+    let in_force = loaded.in_force();
+    let (edition, synced_at) = (loaded.provenance.edition, loaded.provenance.synced_at);
     let view = NodeWatch::new()?.view().await?;
-    let servers = Servers::start(&config.sources, &config.scope.access).await;
-    let mut known = Known::new(policy(&config, &servers), view);
+    let mut known = Known::new(policy(&config, Vec::new()), view);
     // No Pod runs yet, but each has an address that nobody else may take.
     if let Some(reading) = Pods::start(&config)?.read(true).await {
         known.set_ledger(reading);
         known.locate_pods(Freshness::Stale);
     }
     let mut sources = Sources::start(&[], config.scope.clone(), Some(loaded)).await?;
-    serving.expect(&mut sources, checkpoint.edition(), in_force);
-    serving.begin(&mut sources, &mut known, checkpoint.edition())?;
+    serving.expect(&mut sources, Some(edition), in_force);
+    serving.begin(&mut sources, &mut known, Some(edition))?;
     serving.mark_loaded()?;
     let mut upkeep = Upkeep::start(&config, cgroup);
     upkeep.test_itself().await;
@@ -68,4 +89,14 @@ pub async fn load(config: AgentConfig) -> Result<Load, AgentError> {
         synced_at,
         self_test: status.self_test,
     })
+}
+
+fn leave_out_addresses_of_others(snapshot: &mut Snapshot) {
+    for service in snapshot.services.values_mut() {
+        if !service.external_ips.is_empty() || !service.load_balancer_ips.is_empty() {
+            let service = Arc::make_mut(service);
+            service.external_ips = Box::default();
+            service.load_balancer_ips = Box::default();
+        }
+    }
 }

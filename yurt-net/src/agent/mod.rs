@@ -193,7 +193,7 @@ impl Agent {
         clients.follow(&mut serving);
         let servers = Servers::start(&config.sources, &config.scope.access).await;
         Ok(Self {
-            known: Known::new(configured::policy(&config, &servers), view),
+            known: Known::new(configured::policy(&config, servers.addresses()), view),
             units: Units {
                 claimed,
                 checkpoint,

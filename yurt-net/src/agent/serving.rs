@@ -224,11 +224,6 @@ impl Serving {
         Ok(())
     }
 
-    /// Whether clients are served already by what another process left.
-    pub(super) fn was_serving(&self) -> bool {
-        self.dataplane.was_serving()
-    }
-
     /// Notes in the maps that they hold what the checkpoint says, and nothing newer.
     pub(super) fn mark_loaded(&self) -> Result<(), DataplaneError> {
         self.dataplane.mark_loaded()

@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as _;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -24,6 +25,8 @@ use crate::text;
 
 /// Bytes of a file that are read: a ConfigMap has no more.
 const MOST_BYTES: u64 = 1 << 20;
+/// Values of a file: more than any node needs, and each is looked at alone.
+const MOST_SETTINGS: usize = 4096;
 
 /// Flags of `run` whose values a running agent can change: all others wait for a restart.
 const LIVE: &[&str] = &[
@@ -58,6 +61,8 @@ pub struct Said {
 #[derive(Clone, Debug)]
 pub struct Written {
     words: Vec<OsString>,
+    /// The same with what was said in other places than the file.
+    without_file: Vec<OsString>,
     path: PathBuf,
     /// What the file sets in the agent as it was started, and as it is now.
     started: Values,
@@ -90,9 +95,9 @@ impl Written {
     pub fn read(&self) -> Result<Again, Unusable> {
         let Said {
             cli,
-            words,
             written,
             warnings,
+            ..
         } = read(self.words.clone())?;
         let (flags::Command::Run(args), Some(new)) = (cli.command, written) else {
             return Err(Unusable::Settings(Vec::new()));
@@ -104,16 +109,34 @@ impl Written {
         waiting.retain(|flag| !is_live(flag));
         let config = args.config();
         Ok(Again {
-            record: Record::new(&words, &config),
+            record: Record::new(&self.words_in_force(&new.taken), &config),
             config,
             written: Self {
                 started: self.started.clone(),
+                without_file: self.without_file.clone(),
                 ..new
             },
             warnings,
             changed: shown(changed),
             waiting: shown(waiting),
         })
+    }
+}
+
+impl Written {
+    /// A command line of what the agent was started with, and of what it has taken since: the flags with which it
+    /// serves.
+    fn words_in_force(&self, taken: &Values) -> Vec<OsString> {
+        let lenient = lenient();
+        let run = lenient.find_subcommand("run");
+        let is_live = |flag: &str| LIVE.contains(&flag);
+        let started = self.started.iter().filter(|(flag, _)| !is_live(flag));
+        let taken = taken.iter().filter(|(flag, _)| is_live(flag));
+        let values = started.chain(taken).flat_map(|(flag, values)| {
+            let values = values.iter();
+            values.filter_map(move |value| word(run?, flag, value))
+        });
+        self.without_file.iter().cloned().chain(values).collect()
     }
 }
 
@@ -185,10 +208,15 @@ pub fn read(mut words: Vec<OsString>) -> Result<Said, Unusable> {
         mut problems,
         mut warnings,
     } = file::decode(text.as_deref(), &flags, run);
+    if settings.len() > MOST_SETTINGS {
+        let many = format!("the file has more than {MOST_SETTINGS} values");
+        return Err(Unusable::Settings(vec![many]));
+    }
+    let mut alone = lenient.clone();
     problems.extend(
         settings
             .iter()
-            .filter_map(|setting| check(&lenient, setting)),
+            .filter_map(|setting| check(run, &mut alone, setting)),
     );
     if !problems.is_empty() {
         problems.sort_by_key(|problem| problem.line);
@@ -199,8 +227,9 @@ pub fn read(mut words: Vec<OsString>) -> Result<Said, Unusable> {
     for Setting { flag, value, .. } in &settings {
         taken.entry(flag.clone()).or_default().push(value.clone());
     }
-    let written = path.map(|path| Written {
+    let mut written = path.map(|path| Written {
         words: words.clone(),
+        without_file: Vec::new(),
         path: path.clone(),
         started: taken.clone(),
         taken,
@@ -214,7 +243,11 @@ pub fn read(mut words: Vec<OsString>) -> Result<Said, Unusable> {
     if !has("source") {
         words.push("--source=kube:".into());
     }
-    words.extend(settings.iter().filter_map(|setting| word(run, setting)));
+    if let Some(written) = &mut written {
+        written.without_file.clone_from(&words);
+    }
+    let said = |Setting { flag, value, .. }: &Setting| word(run, flag, value);
+    words.extend(settings.iter().filter_map(said));
     warnings.sort_by_key(|warning| warning.line);
     parsed(words, written, warnings.iter().map(at).collect())
 }
@@ -240,8 +273,19 @@ fn lenient() -> Command {
 
 fn load(path: &Path) -> Result<String, PathError> {
     let mut text = String::new();
-    let read =
-        File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_string(&mut text));
+    // A pipe would be waited for, and is gone once it was read.
+    let open = || {
+        let mut options = OpenOptions::new();
+        let file = options
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
+        match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(io::Error::other("not a regular file")),
+        }
+    };
+    let read = open().and_then(|file| file.take(MOST_BYTES + 1).read_to_string(&mut text));
     read.map_err(PathError::of("read", path))?;
     if text.len() as u64 > MOST_BYTES {
         let large = io::Error::other("it has more than 1 MiB");
@@ -268,21 +312,22 @@ fn is_given(run: &Command, given: &ArgMatches, flag: &str) -> bool {
 }
 
 /// A setting as a word of the command line; `None`: a flag without a value that is not set.
-fn word(run: &Command, Setting { flag, value, .. }: &Setting) -> Option<OsString> {
+fn word(run: &Command, flag: &str, value: &str) -> Option<OsString> {
     let arg = run.get_arguments().find(|arg| arg.get_long() == Some(flag));
     let is_switch = arg.is_some_and(|arg| matches!(arg.get_action(), ArgAction::SetTrue));
-    match (is_switch, &**value) {
+    match (is_switch, value) {
         (true, "true") => Some(format!("--{flag}").into()),
         (true, _) => None,
         (false, value) => Some(format!("--{flag}={value}").into()),
     }
 }
 
-/// What is wrong with a setting by itself.
-fn check(lenient: &Command, setting: &Setting) -> Option<Remark> {
-    let run = lenient.find_subcommand("run")?;
-    let words = ["yurt-net".into(), "run".into(), word(run, setting)?];
-    let error = lenient.clone().try_get_matches_from(words).err()?;
+/// What is wrong with a setting by itself. `alone`: the command line, to be tried with nothing else.
+fn check(run: &Command, alone: &mut Command, setting: &Setting) -> Option<Remark> {
+    let word = word(run, &setting.flag, &setting.value)?;
+    let words = ["yurt-net".into(), "run".into(), word];
+    // Building the command anew would cost more than everything else.
+    let error = alone.try_get_matches_from_mut(words).err()?;
     let value = text::without_user(&setting.value);
     let what = match (
         error.kind(),
@@ -312,6 +357,34 @@ mod tests {
         "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
     const OWN: &str =
         "---\napiVersion: yurt-net.openyurt.io/v1alpha1\nkind: YurtNetConfiguration\n";
+
+    #[test]
+    fn a_pipe_is_refused_and_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        let words = ["yurt-net", "run", "--node=a", "--source=kube:", "--config"];
+        let words = words.map(OsString::from).into_iter().chain([path.into()]);
+        let Err(Unusable::Settings(problems)) = read(words.collect()) else {
+            panic!("taken")
+        };
+        assert!(problems[0].contains("not a regular file"), "{problems:?}");
+    }
+
+    #[test]
+    fn a_file_with_more_values_than_a_node_needs_is_refused() {
+        let many = |count: usize| {
+            let addresses = vec!["192.0.2.1"; count].join(",");
+            run(&format!("{OWN}protect: [{addresses}]\n"), &["--node=a"])
+        };
+        assert!(many(MOST_SETTINGS).is_ok());
+        let problems = many(MOST_SETTINGS + 1).unwrap_err();
+        assert!(
+            problems[0].contains("more than 4096 values"),
+            "{problems:?}"
+        );
+    }
 
     /// What `run` is told by a file and by flags.
     fn run(text: &str, flags: &[&str]) -> Result<(Box<RunArgs>, Vec<String>), Vec<String>> {

@@ -93,8 +93,42 @@ mod tests {
         assert_eq!((config.capacity.services, config.capacity.slots4), (7, 9));
         assert_eq!(config.policy.node, "edge");
         assert_eq!(config.place.state_dir, state_dir);
-        let expected = format!("{:?}", crate::policy::ClosureFailure::Closed);
-        assert_eq!(format!("{:?}", config.policy.closure_failure), expected);
+        let closed = crate::policy::ClosureFailure::Closed;
+        assert_eq!(config.policy.closure_failure, closed);
+    }
+
+    #[test]
+    fn a_changed_file_changes_of_a_record_what_a_running_agent_takes_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("config.yaml");
+        let write = |rest: &str| {
+            let head = "apiVersion: yurt-net.openyurt.io/v1alpha1\nkind: YurtNetConfiguration\n";
+            std::fs::write(&file, format!("{head}{rest}")).unwrap();
+        };
+        write("maxServices: 7\nprotect: [192.0.2.1]\n");
+        let words = [
+            "yurt-net",
+            "run",
+            "--node=edge",
+            "--source=kube:",
+            "--config",
+        ];
+        let words = words
+            .iter()
+            .map(OsString::from)
+            .chain([file.clone().into()]);
+        let written = read(words.collect()).unwrap().written.unwrap();
+        write("maxServices: 9\nbpffs: /nowhere\nclosureFailure: closed\n");
+        let again = written.read().unwrap();
+        // The one after that starts from the same.
+        for record in [again.record, again.written.read().unwrap().record] {
+            let config = record.config(Path::new("/")).unwrap();
+            assert_eq!(config.capacity.services, 7, "{record:?}");
+            assert_eq!(config.place.bpffs, Path::new("/sys/fs/bpf"));
+            assert!(config.policy.protect.given.is_empty());
+            let closed = crate::policy::ClosureFailure::Closed;
+            assert_eq!(config.policy.closure_failure, closed);
+        }
     }
 
     #[test]

@@ -130,7 +130,7 @@ impl BpfDataplane {
         sys::raise_memlock();
         sys::raise_open_files();
         check_bpffs(&options.bpffs)?;
-        let root = options.bpffs.join("yurt-net");
+        let root = root_in(&options.bpffs);
         create_dir(&root)?;
         // Anybody who can open a directory can lock it.
         let private = fs::Permissions::from_mode(0o700);
@@ -144,7 +144,7 @@ impl BpfDataplane {
         for dir in [&link_pins, &state] {
             create_dir(dir)?;
         }
-        let was_serving = fs::read_dir(&link_pins).is_ok_and(|mut pins| pins.next().is_some());
+        let was_serving = is_serving(&root)?;
         let cpus = possible_cpus()?;
         remove_dir(&next)?;
         let state_capacity = StateCapacity {
@@ -207,6 +207,11 @@ impl BpfDataplane {
             let _tried_again = dataplane.repair();
         }
         Ok(dataplane)
+    }
+
+    /// Whether what is pinned in a bpf file system serves clients. Opens and changes nothing.
+    pub fn serves(bpffs: &Path) -> Result<bool, DataplaneError> {
+        is_serving(&root_in(bpffs))
     }
 
     /// Whether the pins of an earlier agent were taken over.
@@ -399,6 +404,24 @@ fn older_tables(root: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
         }
     }
     Ok(older)
+}
+
+/// The directory of the pins.
+fn root_in(bpffs: &Path) -> PathBuf {
+    bpffs.join("yurt-net")
+}
+
+/// Whether the pins below this directory serve clients. Changes nothing.
+fn is_serving(root: &Path) -> Result<bool, DataplaneError> {
+    let has_links = fs::read_dir(root.join("links")).is_ok_and(|mut pins| pins.next().is_some());
+    if !has_links {
+        return Ok(false);
+    }
+    // A process that was killed during the first start has attached some programs, and served nobody.
+    let table = root.join(format!("v{}", abi::TABLE_ABI));
+    let next = root.join(format!("v{}-next", abi::TABLE_ABI));
+    let is_first = !table.exists() && older_tables(root)?.is_empty();
+    Ok(!(is_first && next.exists()))
 }
 
 /// Every kind of directory that has an ABI of its own, and the newest ABI that this agent knows.
