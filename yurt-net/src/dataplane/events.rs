@@ -64,10 +64,11 @@ pub enum By {
     },
 }
 
-/// All reasons that may be told.
+/// All reasons that may be told, each once: sockets and packets share some.
 pub fn reasons() -> impl Iterator<Item = &'static str> {
-    let of_sockets = COUNTER_NAMES.into_iter();
-    let all = of_sockets.chain(HANDLED_NAMES);
+    let of_packets = HANDLED_NAMES.into_iter();
+    let of_packets = of_packets.filter(|name| !COUNTER_NAMES.contains(name));
+    let all = COUNTER_NAMES.into_iter().chain(of_packets);
     all.filter(|name| name.starts_with("refuse_") || name.starts_with("drop_"))
 }
 
@@ -224,6 +225,8 @@ fn address(bytes: [u8; 16], port_be: [u8; 2]) -> Option<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use yurt_ebpf::abi::{Counter, Handled, mapped};
 
     use super::*;
@@ -287,5 +290,7 @@ mod tests {
         let all: Vec<_> = reasons().collect();
         assert!(all.contains(&"refuse_unknown_client") && all.contains(&"drop_tag"));
         assert!(!all.contains(&"forward") && !all.contains(&"to_client"));
+        let distinct: BTreeSet<_> = all.iter().collect();
+        assert_eq!(distinct.len(), all.len(), "{all:?}");
     }
 }

@@ -24,6 +24,9 @@ use crate::pods::settings::GuardSettings;
 use crate::policy::ClosureEstablished;
 use crate::source::SourceSpec;
 
+/// A comparison of full maps takes a few hundredths of a second.
+const LEAST_DRIFT_INTERVAL: Duration = Duration::from_secs(1);
+
 /// `run`.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
@@ -109,7 +112,8 @@ pub struct RunArgs {
     /// Probes.
     #[command(flatten)]
     pub probes: ProbeArgs,
-    /// How often the maps and links are compared with what they should be, as 30s or 1m; 0 = never.
+    /// How often the maps and links are compared with what they should be, as 30s or 1m, at least each second; 0 =
+    /// never.
     #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
     pub drift_interval: Duration,
     /// Where metrics are served, over HTTP; "" or port 0 = nowhere. While the port is taken, by kube-proxy for example,
@@ -216,7 +220,8 @@ impl RunArgs {
             devices: self.devices.kept(),
             repairs_peers: self.devices.repair_peers,
             probes_endpoints: self.probes.probe_endpoints,
-            drift_interval: Some(self.drift_interval).filter(|interval| !interval.is_zero()),
+            drift_interval: (!self.drift_interval.is_zero())
+                .then(|| self.drift_interval.max(LEAST_DRIFT_INTERVAL)),
             metrics: self.metrics_bind_address.0,
             healthz: self.healthz_bind_address.0,
             ebpf_log: self.ebpf_log.clone(),

@@ -78,6 +78,30 @@ fn times_are_read_with_units_and_a_number_alone_is_seconds() {
 }
 
 #[test]
+fn maps_are_compared_once_a_second_at_most() {
+    for (text, expected) in [
+        ("0", None),
+        ("1ns", Some(1)),
+        ("1s", Some(1)),
+        ("30s", Some(30)),
+    ] {
+        let words = [
+            "yurt-net",
+            "run",
+            "--node=a1",
+            "--source=kube:",
+            "--drift-interval",
+            text,
+        ];
+        let Command::Run(args) = Cli::try_parse_from(words).unwrap().command else {
+            unreachable!()
+        };
+        let expected = expected.map(Duration::from_secs);
+        assert_eq!(args.config().drift_interval, expected, "{text}");
+    }
+}
+
+#[test]
 fn what_the_plugins_are_told_stands_before_or_behind_what_to_do() {
     for words in [
         "cni --cni-conf-dir /c --state-dir /s install",
