@@ -69,7 +69,7 @@ pub async fn load(config: AgentConfig) -> Result<Load, AgentError> {
     let mut serving = Serving::start(&config, &cgroup)?;
     let in_force = loaded.in_force();
     let (edition, synced_at) = (loaded.provenance.edition, loaded.provenance.synced_at);
-    let view = NodeWatch::new()?.view().await?;
+    let view = NodeWatch::new(config.pod_devices.clone())?.view().await?;
     let mut known = Known::new(policy(&config, Vec::new()), view);
     // No Pod runs yet, but each has an address that nobody else may take.
     if let Some(reading) = Pods::start(&config)?.read(true).await {

@@ -170,7 +170,7 @@ impl Agent {
         cgroup: Cgroup,
         claimed: Claimed,
     ) -> Result<Self, AgentError> {
-        let mut node = NodeWatch::new()?;
+        let mut node = NodeWatch::new(config.pod_devices.clone())?;
         let view = node.view().await?;
         if let Some(object) = &config.ebpf_log {
             load_from(object);

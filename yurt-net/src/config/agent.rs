@@ -52,6 +52,8 @@ pub struct AgentConfig {
     /// The CNI configuration that the agent puts the plugins into, and the directories that they use; `None`: others do
     /// that.
     pub cni: Option<(Cni, Directories)>,
+    /// Name patterns of devices that lead to Pods; empty for every veth device that leads out of the node's namespace.
+    pub pod_devices: Vec<String>,
     /// How packets from outside are served; `None`: they are not.
     pub packets: Option<PacketConfig>,
     /// How Pods are guarded; `None`: they are not.

@@ -69,12 +69,12 @@ impl Near {
 
     /// The networks that the node's routes have at its Pods: single addresses at the device of a Pod, and what is at a
     /// bridge whose ports all lead to Pods. Others are on a bridge that the node shares with its LAN.
-    pub fn pod_networks(&self) -> impl Iterator<Item = IpNetwork> {
-        let policy = Policy::default();
+    /// `patterns` are as in [`Link::leads_to_pod`].
+    pub fn pod_networks(&self, patterns: &[String]) -> impl Iterator<Item = IpNetwork> {
         let mut devices = BTreeSet::new();
         let mut bridges: BTreeMap<u32, bool> = BTreeMap::new();
         for link in &self.links {
-            let is_pods = link.leads_to_pod(&policy.devices);
+            let is_pods = link.leads_to_pod(patterns);
             if is_pods {
                 devices.insert(link.ifindex);
             }
@@ -152,8 +152,14 @@ mod tests {
         };
         // A node that is a container reaches its LAN by such a device.
         let lan = veth(9, None);
+        let tap = Link {
+            ifindex: 10,
+            name: "tap7".to_owned(),
+            ..Link::default()
+        };
         let near = Near {
             links: vec![
+                tap,
                 bridge(1, false),
                 veth(2, Some(1)),
                 veth(3, None),
@@ -173,10 +179,20 @@ mod tests {
                 route("192.0.2.0/24", Some(9)),
                 route("10.7.0.0/24", None),
                 route("172.16.0.1/32", Some(5)),
+                route("10.6.0.9/32", Some(10)),
             ],
             ..Near::default()
         };
-        let networks: Vec<String> = near.pod_networks().map(|one| one.to_string()).collect();
-        assert_eq!(networks, ["10.9.0.0/24", "10.8.0.7/32", "fd00:8::7/128"]);
+        let networks = |patterns: &[&str]| -> Vec<String> {
+            let patterns: Vec<String> = patterns.iter().map(ToString::to_string).collect();
+            let networks = near.pod_networks(&patterns);
+            networks.map(|one| one.to_string()).collect()
+        };
+        assert_eq!(
+            networks(&[]),
+            ["10.9.0.0/24", "10.8.0.7/32", "fd00:8::7/128"]
+        );
+        // A device that is no veth leads to a Pod where the operator says so, and others then do not.
+        assert_eq!(networks(&["tap*"]), ["10.6.0.9/32"]);
     }
 }

@@ -20,11 +20,13 @@ use crate::policy::NodeView;
 pub struct NodeWatch {
     follower: Follower,
     nameservers: Nameservers,
+    pod_devices: Vec<String>,
 }
 
 impl NodeWatch {
-    /// Subscribes; changes from here on are not missed.
-    pub fn new() -> Result<Self, NodeError> {
+    /// Subscribes; changes from here on are not missed. `pod_devices`: name patterns of devices that lead to Pods;
+    /// empty for every veth device that leads out of this namespace.
+    pub fn new(pod_devices: Vec<String>) -> Result<Self, NodeError> {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
@@ -35,6 +37,7 @@ impl NodeWatch {
         Ok(Self {
             follower: Follower::new(&groups)?,
             nameservers: Nameservers::new(),
+            pod_devices,
         })
     }
 
@@ -48,7 +51,7 @@ impl NodeWatch {
 
     /// Addresses on interfaces, the sources of the default routes, and where routes lead to Pods.
     pub async fn view(&mut self) -> Result<NodeView, NodeError> {
-        let (_, view) = view(&self.follower.handle).await?;
+        let (_, view) = view(&self.follower.handle, &self.pod_devices).await?;
         Ok(NodeView {
             nameservers: self.nameservers.get().await,
             ..view
@@ -73,7 +76,10 @@ async fn proxy_devices(handle: &Handle) -> Vec<u32> {
 }
 
 /// The same, with the interface of each address.
-pub(super) async fn view(handle: &Handle) -> Result<(Vec<(u32, IpAddr)>, NodeView), NodeError> {
+pub(super) async fn view(
+    handle: &Handle,
+    pod_devices: &[String],
+) -> Result<(Vec<(u32, IpAddr)>, NodeView), NodeError> {
     let proxies = proxy_devices(handle).await;
     let mut by_interface: Vec<(u32, IpAddr)> = Vec::new();
     let mut addresses = handle.address().get().execute();
@@ -98,7 +104,7 @@ pub(super) async fn view(handle: &Handle) -> Result<(Vec<(u32, IpAddr)>, NodeVie
         routes: main_routes(all),
         ..Near::default()
     };
-    let pod_networks = near.pod_networks().map(|network| (network, ()));
+    let pod_networks = near.pod_networks(pod_devices).map(|network| (network, ()));
     let local_addresses: BTreeSet<IpAddr> =
         by_interface.iter().map(|&(_, address)| address).collect();
     let view = NodeView {

@@ -214,6 +214,7 @@ impl RunArgs {
                 .then(|| (self.cni_place.cni(), place.directories())),
             packets: (self.policy.packet_path == PacketPathArg::On)
                 .then(|| self.packets.config(&self.device)),
+            pod_devices: self.device.clone(),
             guard: self.guard_settings(),
             extra: self.extra_policy(),
             translation: self.translate.policy(),
