@@ -36,7 +36,7 @@ const CAPS: [(&str, u32, u32); 23] = [
     ("yurt_xlate_out", 8470, 21600),
     ("yurt_xlate_in", 22020, 31290),
     ("yurt_vtep_in", 340, 1920),
-    ("yurt_edge_new4", 59190, 26810),
+    ("yurt_edge_new4", 59190, 28320),
     ("yurt_edge_new6", 55630, 36480),
     ("yurt_edge_err_in", 5720, 21870),
     ("yurt_edge_err_out", 6250, 23380),
