@@ -12,8 +12,8 @@ use anyhow::Context;
 use anyhow::Result;
 use anyhow::ensure;
 use serde_json::Value;
-use yurt_net::ledger::store::{LedgerDirs, Lock, Store};
-use yurt_net::ledger::{Assigner, Entry, Key, Record, State};
+use yurt_net::ledger::State;
+use yurt_net_tests::lab::Kept;
 use yurt_net_tests::lab::Node;
 use yurt_net_tests::lab::Proto::Tcp;
 use yurt_net_tests::lab::agent_program;
@@ -354,34 +354,12 @@ fn no_service_takes_an_address_of_this_nodes_pods_and_plan_says_so_as_the_agent_
         .external_ip(&victim.ip4().to_string())
         .external_ip(AWAY);
     thief.endpoints([&backend]);
-    let dirs = LedgerDirs {
-        state_dir: node.state_dir(),
-        run_dir: node.run_dir(),
-    };
-    let lock = Lock::take(&dirs, PATIENCE)?;
-    let mut store = Store::open(&dirs)?;
-    let key = Key {
-        namespace: "shop".to_owned(),
+    node.keep(vec![Kept {
         name: "away".to_owned(),
-        interface: "eth0".to_owned(),
-    };
-    let entry = Entry {
         addresses: vec![AWAY.parse()?],
-        promised: Vec::new(),
-        promised_by: Assigner::Other,
-        mac: None,
-        host: None,
-        asker: None,
-        uid: String::new(),
-        container: "c1".to_owned(),
-        network: "pods".to_owned(),
-        assigner: Assigner::Ours,
         state: State::Retained,
-        since: 0,
-        at: 1,
-    };
-    store.commit(vec![Record::Put { key, entry }])?;
-    drop(lock);
+        host: None,
+    }])?;
     let _agent = world.start(0, &[])?;
     let client = node.pod("client")?;
     assert_eq!(client.get(&at_victim)?, "victim");

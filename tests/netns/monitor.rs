@@ -1,7 +1,6 @@
 //! `monitor`: refusals and drops as they happen, with the names of whom and what they concern; what is left out when
 //! there are too many; and its end.
 
-use std::fs;
 use std::io::BufRead;
 use std::io::BufReader;
 use std::io::Read;
@@ -22,8 +21,8 @@ use anyhow::ensure;
 use serde_json::Value;
 use yurt_net::device::HostSide;
 use yurt_net::host::clock::monotonic_ns;
-use yurt_net::ledger::store::{LedgerDirs, Lock, Store};
-use yurt_net::ledger::{Assigner, Entry, Key, Record, State};
+use yurt_net::ledger::State;
+use yurt_net_tests::lab::Kept;
 use yurt_net_tests::lab::Node;
 use yurt_net_tests::lab::Pod;
 use yurt_net_tests::lab::Proto;
@@ -139,49 +138,19 @@ impl Drop for Monitor {
 
 /// Has the ledger of the node know a Pod, as `shop/<name>`, by its device.
 fn keep(node: &Node, pod: &Pod) -> Result<()> {
-    let place = LedgerDirs {
-        state_dir: node.state_dir(),
-        run_dir: node.run_dir(),
-    };
     let link = pod.output("ip", &["-o", "link", "show", "dev", "eth0"])?;
     let link = String::from_utf8(link.stdout)?;
     let (_, rest) = link.split_once("@if").context("a veth")?;
     let (ifindex, _) = rest.split_once(':').context("an index")?;
-    let _lock = Lock::take(&place, PATIENCE)?;
-    let mut store = Store::open(&place)?;
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-    let boot = Record::Boot {
-        id: boot.trim().to_owned(),
-        up: 0,
-        at: 0,
-    };
-    let put = Record::Put {
-        key: Key {
-            namespace: "shop".to_owned(),
-            name: pod.name().to_owned(),
-            interface: "eth0".to_owned(),
-        },
-        entry: Entry {
-            addresses: vec![IpAddr::from(pod.ip4()), IpAddr::from(pod.ip6())],
-            promised: Vec::new(),
-            promised_by: Assigner::Other,
-            mac: None,
-            host: Some(HostSide {
-                ifindex: ifindex.parse()?,
-                other_end: None,
-            }),
-            asker: None,
-            uid: String::new(),
-            container: "c1".to_owned(),
-            network: "edge".to_owned(),
-            assigner: Assigner::Ours,
-            state: State::Active,
-            since: 0,
-            at: 0,
-        },
-    };
-    store.commit(vec![boot, put])?;
-    Ok(())
+    node.keep(vec![Kept {
+        name: pod.name().to_owned(),
+        addresses: vec![IpAddr::from(pod.ip4()), IpAddr::from(pod.ip6())],
+        state: State::Active,
+        host: Some(HostSide {
+            ifindex: ifindex.parse()?,
+            other_end: None,
+        }),
+    }])
 }
 
 fn fails(client: &Pod, proto: Proto, to: &str) -> Result<()> {

@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use yurt_net::ledger::store::{LedgerDirs, Lock, Store};
-use yurt_net::ledger::{Assigner, Entry, Key, Record, State};
+use yurt_net::ledger::State;
 use yurt_net::observe::status::{GuardedPodStatus, Status};
 use yurt_net_tests::apiserver::{FakeApiserver, Resource, objects};
-use yurt_net_tests::lab::{self, Lab, Netns};
+use yurt_net_tests::lab::{self, Kept, Lab, Netns};
 
 use yurt_net_tests::runtime::{Network, Node, addresses, mac, pod};
 
@@ -592,43 +591,13 @@ impl Drop for Sleeper {
     }
 }
 
-/// Writes a ledger in which these Pods were the first things that happened since the machine is up.
+/// Writes a ledger in which these Pods are to come back.
 fn keep(edge: &lab::Node, names: &[&str]) -> Result<()> {
-    let place = LedgerDirs {
-        state_dir: edge.state_dir(),
-        run_dir: edge.run_dir(),
-    };
-    let _lock = Lock::take(&place, PATIENCE)?;
-    let mut store = Store::open(&place)?;
-    let boot = Record::Boot {
-        id: fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-            .trim()
-            .to_owned(),
-        up: 0,
-        at: 0,
-    };
-    let entries = names.iter().zip(2u8..).map(|(name, last)| Record::Put {
-        key: Key {
-            namespace: "shop".to_owned(),
-            name: (*name).to_owned(),
-            interface: "eth0".to_owned(),
-        },
-        entry: Entry {
-            addresses: vec![IpAddr::from([10, 1, 0, last])],
-            promised: Vec::new(),
-            promised_by: Assigner::Other,
-            mac: None,
-            host: None,
-            asker: None,
-            uid: String::new(),
-            container: format!("c{last}"),
-            network: "edge".to_owned(),
-            assigner: Assigner::Ours,
-            state: State::Retained,
-            since: 0,
-            at: 0,
-        },
+    let pods = names.iter().zip(2u8..).map(|(name, last)| Kept {
+        name: (*name).to_owned(),
+        addresses: vec![IpAddr::from([10, 1, 0, last])],
+        state: State::Retained,
+        host: None,
     });
-    store.commit(std::iter::once(boot).chain(entries).collect())?;
-    Ok(())
+    edge.keep(pods.collect())
 }

@@ -8,19 +8,18 @@ use super::claimed::Claimed;
 use super::configured::policy;
 use super::error::AgentError;
 use super::facts::Known;
-use super::pods::Pods;
 use super::problem::of_failures;
 use super::serving::Serving;
-use super::upkeep::Upkeep;
+use super::upkeep::self_test;
 use crate::config::AgentConfig;
 use crate::dataplane::service::BpfDataplane;
 use crate::host::cgroup::cgroup;
 use crate::host::disk::errand::{SILENCE, once};
 use crate::model::Snapshot;
 use crate::node::NodeWatch;
-use crate::observe::status::{SelfTest, Status};
+use crate::observe::status::SelfTest;
 use crate::source::checkpoint::Saver;
-use crate::source::preferred::{Freshness, Sources};
+use crate::source::preferred::Sources;
 
 /// What has become of a node's Services.
 #[derive(Debug)]
@@ -70,24 +69,16 @@ pub async fn load(config: AgentConfig) -> Result<Load, AgentError> {
     let in_force = loaded.in_force();
     let (edition, synced_at) = (loaded.provenance.edition, loaded.provenance.synced_at);
     let view = NodeWatch::new(config.pod_devices.clone())?.view().await?;
+    // Without the ledger: no Pod of it runs yet, and nobody would notice when one is back at its address.
     let mut known = Known::new(policy(&config, Vec::new()), view);
-    // No Pod runs yet, but each has an address that nobody else may take.
-    if let Some(reading) = Pods::start(&config)?.read(true).await {
-        known.set_ledger(reading);
-        known.locate_pods(Freshness::Stale);
-    }
     let mut sources = Sources::start(&[], config.scope.clone(), Some(loaded)).await?;
     serving.expect(&mut sources, Some(edition), in_force);
     serving.begin(&mut sources, &mut known, Some(edition))?;
     serving.mark_loaded()?;
-    let mut upkeep = Upkeep::start(&config, cgroup);
-    upkeep.test_itself().await;
-    let mut status = Status::new(&config.policy.node);
-    upkeep.report(&[], &mut status);
     Ok(Load::Served {
         ports: serving.table().services.len(),
         synced_at,
-        self_test: status.self_test,
+        self_test: self_test(config.socket_lb, &cgroup).await,
     })
 }
 

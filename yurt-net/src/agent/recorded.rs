@@ -8,7 +8,7 @@ use super::problem::Problem;
 use crate::config::Record;
 use crate::config::place::Place;
 use crate::error::chain;
-use crate::host::disk::errand::{Errand, SILENCE};
+use crate::host::disk::errand::Errand;
 use crate::pods::settings::{Settings as _, SettingsError};
 
 /// Keeps the record.
@@ -37,8 +37,9 @@ impl Recorded {
 
     /// Has the record written, unless it is on the disk; whether that worked is known the next time.
     pub(super) fn keep(&mut self) {
+        // A disk that does not answer is told of with the checkpoint, which is on it, too.
         if self.errand.is_outstanding() {
-            return self.problem.set(Some(SILENCE.to_owned()));
+            return;
         }
         if let Some(Some(kept)) = self.errand.late().now_or_never() {
             self.problem.set(kept.err().map(|error| chain(&error)));

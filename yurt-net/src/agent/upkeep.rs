@@ -71,15 +71,7 @@ impl Upkeep {
 
     /// Runs the self-test. Its result is shown until the next one.
     pub(super) async fn test_itself(&mut self) {
-        self.self_test = match self.socket_lb {
-            SocketLb::Off => SelfTest::Skipped,
-            SocketLb::All | SocketLb::Host => match selftest::run(&self.cgroup.path).await {
-                Ok(()) => SelfTest::Passed,
-                Err(error) => SelfTest::Failed {
-                    reason: chain(&error),
-                },
-            },
-        };
+        self.self_test = self_test(self.socket_lb, &self.cgroup).await;
         if let SelfTest::Failed { reason } = &self.self_test {
             error!(
                 reason,
@@ -105,5 +97,18 @@ impl Upkeep {
             },
             (_, last) => last.clone(),
         };
+    }
+}
+
+/// Whether a process in another cgroup is served.
+pub(super) async fn self_test(socket_lb: SocketLb, cgroup: &Cgroup) -> SelfTest {
+    match socket_lb {
+        SocketLb::Off => SelfTest::Skipped,
+        SocketLb::All | SocketLb::Host => match selftest::run(&cgroup.path).await {
+            Ok(()) => SelfTest::Passed,
+            Err(error) => SelfTest::Failed {
+                reason: chain(&error),
+            },
+        },
     }
 }

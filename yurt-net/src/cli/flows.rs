@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::ledger::age;
 use super::links::devices;
-use super::names::{Frontend, Names, is_of, pods, remark_line};
+use super::names::{Frontend, Names, is_of, ledger, pods, remark_line};
 use super::verbs::VerbError;
 use crate::config::flags::{FlowsArgs, Output, To};
 use crate::dataplane::flows::{FlowTables, PacketFlow, Stage};
@@ -230,7 +230,7 @@ pub async fn flows(args: &FlowsArgs) -> Result<(), VerbError> {
     let left_out = latest.left_out;
     let flows = latest.into_flows();
     let names = Names::of(&place, &flows.iter().filter_map(frontend).collect()).await;
-    let (pods, devices) = (pods(&place), devices().await);
+    let (pods, devices) = (pods(&ledger(&place).await), devices().await);
     let rows = flows
         .iter()
         .map(|flow| row(flow, &names.known, &pods, &devices));

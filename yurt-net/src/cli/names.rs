@@ -8,8 +8,8 @@ use super::verbs::VerbError;
 use crate::config::Place;
 use crate::error::chain;
 use crate::host::disk::errand::once;
-use crate::ledger::State;
 use crate::ledger::watch::Reading;
+use crate::ledger::{Ledger, State};
 use crate::model::{Protocol, Service, Snapshot};
 use crate::observe::control::{ASKED_AT_ONCE, ControlError, Request, ask};
 use crate::source::checkpoint::Saver;
@@ -123,11 +123,16 @@ fn from_snapshot(
         .collect()
 }
 
-/// The Pods of this node, by address; none if there is no ledger.
-pub(super) fn pods(place: &Place) -> BTreeMap<IpAddr, String> {
-    let Ok(Reading { ledger, .. }) = Reading::take(&place.ledger()) else {
-        return BTreeMap::new();
-    };
+/// What the ledger of this node holds: nothing, if it cannot be read.
+pub(super) async fn ledger(place: &Place) -> Ledger {
+    let dirs = place.ledger();
+    let reading = once(move || Reading::take(&dirs)).await;
+    let reading = reading.and_then(Result::ok);
+    reading.map(|reading| reading.ledger).unwrap_or_default()
+}
+
+/// The Pods in it that run, by address.
+pub(super) fn pods(ledger: &Ledger) -> BTreeMap<IpAddr, String> {
     let entries = ledger.entries().iter();
     let pods = entries.filter(|(key, entry)| {
         // Of some entries only the container is known.

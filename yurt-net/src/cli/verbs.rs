@@ -24,7 +24,7 @@ use crate::explain::rows::{Paint, plan_json, plan_table, unknown_interfaces};
 use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain as explain_flow};
 use crate::host::cgroup::cgroup;
 use crate::host::clock::unix_seconds;
-use crate::host::disk::errand::{Errand, SILENCE, once};
+use crate::host::disk::errand::{SILENCE, once};
 use crate::ledger::store::LedgerDirs;
 use crate::ledger::watch::Reading;
 use crate::model::{Snapshot, Touched};
@@ -165,8 +165,7 @@ struct Planned<'a> {
 
 /// The addresses of this machine's Pods. Nothing is known without a ledger, or without the right to read it.
 async fn ledger(dirs: LedgerDirs) -> BTreeSet<IpAddr> {
-    let reading = Errand::default().run(move || Reading::take(&dirs)).await;
-    match reading {
+    match once(move || Reading::take(&dirs)).await {
         Some(Ok(reading)) => reading.ledger.addresses_of_pods().collect(),
         Some(Err(error)) => {
             tracing::debug!(error = chain(&error), "the ledger cannot be read");

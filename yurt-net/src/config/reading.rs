@@ -61,7 +61,7 @@ pub struct Said {
 #[derive(Clone, Debug)]
 pub struct Written {
     words: Vec<OsString>,
-    /// The same with what was said in other places than the file.
+    /// The same, with the node's name and the source where nobody says them.
     without_file: Vec<OsString>,
     path: PathBuf,
     /// What the file sets in the agent as it was started, and as it is now.
@@ -73,7 +73,7 @@ pub struct Written {
 pub struct Again {
     /// All that is said now.
     pub config: AgentConfig,
-    /// The same, to be left for `load`.
+    /// What is in force of it, and else what the agent was started with: to be left for `load`.
     pub record: Record,
     /// The file, to be read again.
     pub written: Written,
@@ -121,9 +121,7 @@ impl Written {
             waiting: shown(waiting),
         })
     }
-}
 
-impl Written {
     /// A command line of what the agent was started with, and of what it has taken since: the flags with which it
     /// serves.
     fn words_in_force(&self, taken: &Values) -> Vec<OsString> {

@@ -165,7 +165,7 @@ impl Entries {
 }
 
 async fn interface_with(handle: &Handle, address: IpAddr) -> Result<Option<u32>, NodeError> {
-    let (by_interface, _) = view(handle, &[]).await?;
+    let (by_interface, ..) = view(handle).await?;
     let mut with = by_interface.iter().filter(|(_, known)| *known == address);
     Ok(with.next().map(|(index, _)| *index))
 }

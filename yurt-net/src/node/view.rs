@@ -51,8 +51,16 @@ impl NodeWatch {
 
     /// Addresses on interfaces, the sources of the default routes, and where routes lead to Pods.
     pub async fn view(&mut self) -> Result<NodeView, NodeError> {
-        let (_, view) = view(&self.follower.handle, &self.pod_devices).await?;
+        let handle = &self.follower.handle;
+        let (_, routes, view) = view(handle).await?;
+        let near = Near {
+            links: links(handle, &routes).await?,
+            routes: main_routes(routes),
+            ..Near::default()
+        };
+        let pod_networks = near.pod_networks(&self.pod_devices);
         Ok(NodeView {
+            pod_routes: Arc::new(pod_networks.map(|network| (network, ())).collect()),
             nameservers: self.nameservers.get().await,
             ..view
         })
@@ -75,11 +83,13 @@ async fn proxy_devices(handle: &Handle) -> Vec<u32> {
     found
 }
 
-/// The same, with the interface of each address.
+/// The routes of both families.
+type Routes = [Vec<RouteMessage>; 2];
+
+/// The interface of each address, all routes, and a view without Pods and nameservers.
 pub(super) async fn view(
     handle: &Handle,
-    pod_devices: &[String],
-) -> Result<(Vec<(u32, IpAddr)>, NodeView), NodeError> {
+) -> Result<(Vec<(u32, IpAddr)>, Routes, NodeView), NodeError> {
     let proxies = proxy_devices(handle).await;
     let mut by_interface: Vec<(u32, IpAddr)> = Vec::new();
     let mut addresses = handle.address().get().execute();
@@ -94,22 +104,14 @@ pub(super) async fn view(
         let address = local_address(&message);
         by_interface.extend(address.map(|address| (message.header.index, address)));
     }
-    let all = routes(handle).await?;
-    let links = links(handle, &all).await?;
-    let [routes4, routes6] = &all;
+    let routes = routes(handle).await?;
+    let [routes4, routes6] = &routes;
     let source4 = default_source(routes4, &by_interface, IpAddr::is_ipv4);
     let source6 = default_source(routes6, &by_interface, IpAddr::is_ipv6);
-    let near = Near {
-        links,
-        routes: main_routes(all),
-        ..Near::default()
-    };
-    let pod_networks = near.pod_networks(pod_devices).map(|network| (network, ()));
     let local_addresses: BTreeSet<IpAddr> =
         by_interface.iter().map(|&(_, address)| address).collect();
     let view = NodeView {
         local_addresses: Some(local_addresses),
-        pod_routes: Arc::new(pod_networks.collect()),
         default_source: (
             source4.and_then(|address| match address {
                 IpAddr::V4(address) => Some(address),
@@ -122,7 +124,7 @@ pub(super) async fn view(
         ),
         ..NodeView::default()
     };
-    Ok((by_interface, view))
+    Ok((by_interface, routes, view))
 }
 
 /// The source address of the default route with the lowest metric: its preferred source, otherwise an address of its

@@ -305,7 +305,7 @@ impl Thread {
             }
         }
         if news.addresses {
-            let (by_interface, view) = view(handle, &[]).await?;
+            let (by_interface, _, view) = view(handle).await?;
             self.keeper.see_underlay(Underlay {
                 by_interface,
                 default_source: view.default_source,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::cli::links::devices;
-use crate::cli::names::{Frontend, Names, pods};
+use crate::cli::names::{Frontend, Names, ledger, pods};
 use crate::cli::verbs::VerbError;
 use crate::config::Place;
 use crate::dataplane::events::{By, Told};
@@ -17,7 +17,6 @@ use crate::dataplane::service::clients::known as known_clients;
 use crate::explain::verdict::{Dial, Explanation, FlowVerdict};
 use crate::host::disk::errand::once;
 use crate::host::netns;
-use crate::ledger::watch::Reading;
 use crate::model::Protocol;
 use crate::observe::control::{Request, ask};
 use crate::output::complain;
@@ -131,12 +130,11 @@ impl Known {
     async fn look(&mut self) {
         self.looked = Some(Instant::now());
         self.devices = devices().await;
-        self.pods = pods(&self.place);
-        let entries = Reading::take(&self.place.ledger());
-        let entries = entries.map(|reading| reading.ledger.entries().clone());
+        let ledger = ledger(&self.place).await;
+        self.pods = pods(&ledger);
         let word = Word {
             local: netns::addresses().unwrap_or_default().into_iter().collect(),
-            entries: entries.unwrap_or_default(),
+            entries: ledger.entries().clone(),
             ..Word::default()
         };
         // Where they cannot be found, processes still have names.

@@ -112,7 +112,7 @@ pub struct RunArgs {
     /// Probes.
     #[command(flatten)]
     pub probes: ProbeArgs,
-    /// How often the maps and links are compared with what they should be, as 30s or 1m, at least each second; 0 =
+    /// How often the maps and links are compared with what they should be, as 30s or 1m: at most once a second; 0 =
     /// never.
     #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
     pub drift_interval: Duration,

@@ -19,13 +19,20 @@ const BPF_F_NO_PREALLOC: u32 = 1;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// A map of these keys and values.
-pub(in crate::dataplane) fn info<K, V>(map_type: u32, max_entries: u32, map_flags: u32) -> MapInfo {
-    let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "keys and values are small; a constant cannot call `try_from`"
+)]
+pub(in crate::dataplane) const fn info<K, V>(
+    map_type: u32,
+    max_entries: u32,
+    map_flags: u32,
+) -> MapInfo {
     MapInfo {
         map_type,
         id: 0,
-        key_size: size(size_of::<K>()),
-        value_size: size(size_of::<V>()),
+        key_size: size_of::<K>() as u32,
+        value_size: size_of::<V>() as u32,
         max_entries,
         map_flags,
     }
@@ -111,36 +118,12 @@ pub(in crate::dataplane) fn state_maps(capacity: StateCapacity) -> [(&'static st
 pub(in crate::dataplane) const EVENT_MAPS: [(&str, MapInfo); 3] = [
     (
         "yurt_events",
-        MapInfo {
-            map_type: BPF_MAP_TYPE_RINGBUF,
-            id: 0,
-            key_size: 0,
-            value_size: 0,
-            max_entries: abi::EVENT_RING_BYTES,
-            map_flags: 0,
-        },
+        info::<(), ()>(BPF_MAP_TYPE_RINGBUF, abi::EVENT_RING_BYTES, 0),
     ),
-    (
-        "yurt_watch",
-        MapInfo {
-            map_type: BPF_MAP_TYPE_ARRAY,
-            id: 0,
-            key_size: 4,
-            value_size: 8,
-            max_entries: 1,
-            map_flags: 0,
-        },
-    ),
+    ("yurt_watch", info::<u32, u64>(BPF_MAP_TYPE_ARRAY, 1, 0)),
     (
         "yurt_ev_share",
-        MapInfo {
-            map_type: BPF_MAP_TYPE_PERCPU_ARRAY,
-            id: 0,
-            key_size: 4,
-            value_size: 16,
-            max_entries: abi::EVENT_SHARES,
-            map_flags: 0,
-        },
+        info::<u32, abi::EventShare>(BPF_MAP_TYPE_PERCPU_ARRAY, abi::EVENT_SHARES, 0),
     ),
 ];
 

@@ -139,8 +139,7 @@ impl BpfDataplane {
         check_abi(&root)?;
         let link_pins = root.join("links");
         let state = root.join(format!("state-v{}", abi::STATE_ABI));
-        let current = root.join(format!("v{}", abi::TABLE_ABI));
-        let next = root.join(format!("v{}-next", abi::TABLE_ABI));
+        let [current, next] = tables(&root);
         for dir in [&link_pins, &state] {
             create_dir(dir)?;
         }
@@ -273,8 +272,7 @@ impl BpfDataplane {
             return Err(failure);
         }
         if self.is_staged {
-            let current = self.root.join(format!("v{}", abi::TABLE_ABI));
-            let next = self.root.join(format!("v{}-next", abi::TABLE_ABI));
+            let [current, next] = tables(&self.root);
             remove_dir(&current)?;
             fs::rename(&next, &current).map_err(at("rename", &next))?;
             self.table_pins.dir = current;
@@ -411,6 +409,11 @@ fn root_in(bpffs: &Path) -> PathBuf {
     bpffs.join("yurt-net")
 }
 
+/// Where the table in force is pinned, and one that is still being written.
+fn tables(root: &Path) -> [PathBuf; 2] {
+    ["", "-next"].map(|end| root.join(format!("v{}{end}", abi::TABLE_ABI)))
+}
+
 /// Whether the pins below this directory serve clients. Changes nothing.
 fn is_serving(root: &Path) -> Result<bool, DataplaneError> {
     let has_links = fs::read_dir(root.join("links")).is_ok_and(|mut pins| pins.next().is_some());
@@ -418,9 +421,8 @@ fn is_serving(root: &Path) -> Result<bool, DataplaneError> {
         return Ok(false);
     }
     // A process that was killed during the first start has attached some programs, and served nobody.
-    let table = root.join(format!("v{}", abi::TABLE_ABI));
-    let next = root.join(format!("v{}-next", abi::TABLE_ABI));
-    let is_first = !table.exists() && older_tables(root)?.is_empty();
+    let [current, next] = tables(root);
+    let is_first = !current.exists() && older_tables(root)?.is_empty();
     Ok(!(is_first && next.exists()))
 }
 

@@ -142,7 +142,7 @@ impl Loss {
     /// In words.
     pub(super) fn told(&self) -> String {
         let why = match self.why {
-            Why::Many => "many ask for it, and explain says to which",
+            Why::Many => "many ask for it, and `yurt-net explain` names the one that has it",
             Why::HealthCheck => "it is its healthCheckNodePort, at an address of this node",
             Why::ClusterIp => "a ClusterIP comes first",
             Why::External => "a load balancer's address or a NodePort comes before an external IP",
