@@ -82,7 +82,7 @@ fn seen(taps: [Tap; 2]) -> Result<[u64; 2]> {
 }
 
 #[test]
-fn with_two_uplinks_answers_leave_by_the_one_that_routes_to_the_client_name() -> Result<()> {
+fn with_two_uplinks_answers_leave_by_the_one_that_routing_names_for_the_client() -> Result<()> {
     let mut stage = Stage::new()?;
     second_uplink(&stage)?;
     let (near, far) = (stage.near.clone(), stage.far.clone());
