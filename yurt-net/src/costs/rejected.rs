@@ -112,7 +112,8 @@ fn an_owner_that_lets_a_place_go_and_takes_it_again_costs_no_more_beside_many_th
     assert_eq!(told.len(), MANY);
     assert_eq!(
         told[7],
-        "Service many-00007: 203.0.113.1:80/TCP belongs to another Service: many ask for it, and explain says to which"
+        "Service many-00007: 203.0.113.1:80/TCP belongs to another Service: many ask for it, and `yurt-net explain` names the \
+         one that has it"
     );
 }
 
