@@ -20,7 +20,7 @@ const VIP: &str = "10.96.0.10";
 
 /// The agents' DaemonSet: its mounts are the node's directories, its command line is run as it is.
 fn daemonset() -> Result<Value> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/daemonset.yaml");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/base/daemonset.yaml");
     let documents = objects::documents(&fs::read_to_string(path)?)?;
     let container = &documents[0]["spec"]["template"]["spec"]["containers"][0];
     Ok(container.clone())

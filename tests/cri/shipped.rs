@@ -16,7 +16,7 @@ use super::image::run;
 
 /// Names the archive instead of the one that `cargo xtask image` has made last.
 const ARCHIVE: &str = "YURT_NET_IMAGE";
-/// As `deploy/kustomization.yaml` has it, and as a container runtime completes it.
+/// As `deploy/base/kustomization.yaml` has it, and as a container runtime completes it.
 const NAME: &str = concat!("docker.io/library/yurt-net:", env!("CARGO_PKG_VERSION"));
 pub(super) const PROGRAM: &str = "usr/local/bin/yurt-net";
 /// What a board has to load, compressed.

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::build::{self, Target};
 use crate::shell::{Line, root, say, target_dir};
 
-/// The name to which container runtimes complete a name without a registry. deploy/kustomization.yaml has the same.
+/// The name to which container runtimes complete a name without a registry, as deploy/base/kustomization.yaml has it.
 const NAME: &str = "docker.io/library/yurt-net";
 const TAG: &str = env!("CARGO_PKG_VERSION");
 /// The agent's directory in the image, and its `PATH`, for `kubectl exec` and the probes.

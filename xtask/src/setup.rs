@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::build::Target;
 use crate::build_ebpf;
-use crate::shell::{Line, find_program, is_root, root, say};
+use crate::shell::{Line, find_program, is_root, root, say, target_dir};
 
 /// Options of `setup`.
 #[derive(clap::Args)]
@@ -42,6 +42,8 @@ pub(crate) enum Need {
     Arm,
     /// Runs programs for aarch64.
     Emulator,
+    /// Renders the chart.
+    Helm,
 }
 
 /// Where a tool comes from.
@@ -49,6 +51,8 @@ enum Origin {
     Apt(&'static [&'static str]),
     Cargo(fn() -> Line),
     Rustup(Target),
+    /// Put below `target/tools` and not installed.
+    Fetched(fn() -> Result<()>),
 }
 
 /// A tool that can be installed.
@@ -181,6 +185,20 @@ const TOOLS: &[Tool] = &[
         is_present: || has_library(Target::Arm),
     },
     Tool {
+        need: Need::Helm,
+        name: "pip",
+        purpose: "fetches Helm's library",
+        origin: Origin::Apt(&["python3-pip"]),
+        is_present: || has_helm() || Line::new("python3 -m pip --version").output().is_ok(),
+    },
+    Tool {
+        need: Need::Helm,
+        name: "Helm's library",
+        purpose: "renders the chart, in place of Helm's program, which no registry of packages has",
+        origin: Origin::Fetched(fetch_helm),
+        is_present: has_helm,
+    },
+    Tool {
         need: Need::Ebpf,
         name: "bpf-linker",
         purpose: "links the eBPF programs",
@@ -216,7 +234,7 @@ const LLVM: &str = "/usr/lib/llvm-22";
 pub(crate) const EMULATOR: &str = "qemu-aarch64-static";
 
 /// What the tests need, which is everything that any verb needs.
-pub(crate) const ALL: [Need; 11] = [
+pub(crate) const ALL: [Need; 12] = [
     Need::Deny,
     Need::Nextest,
     Need::Ebpf,
@@ -228,6 +246,7 @@ pub(crate) const ALL: [Need; 11] = [
     Need::X86,
     Need::Arm,
     Need::Emulator,
+    Need::Helm,
 ];
 
 /// Installs everything that any verb needs.
@@ -255,7 +274,7 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
         .iter()
         .filter_map(|tool| match tool.origin {
             Origin::Apt(packages) => Some(packages),
-            Origin::Cargo(_) | Origin::Rustup(_) => None,
+            Origin::Cargo(_) | Origin::Rustup(_) | Origin::Fetched(_) => None,
         })
         .flatten()
         .copied()
@@ -276,6 +295,7 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
             Origin::Rustup(target) => {
                 Line::new("rustup target add").arg(target.triple()).run()?;
             }
+            Origin::Fetched(fetch) => fetch()?,
         }
     }
     match missing.iter().find(|tool| !(tool.is_present)()) {
@@ -316,6 +336,34 @@ fn has_library(target: Target) -> bool {
     let line = Line::new("rustc --print target-libdir --target").arg(target.triple());
     line.output()
         .is_ok_and(|dir| Path::new(dir.trim()).join("self-contained").is_dir())
+}
+
+/// Where tools are that are fetched and not installed.
+fn tools() -> PathBuf {
+    target_dir().join("tools")
+}
+
+/// Whether Python loads it: the wheel holds a library for this machine.
+fn has_helm() -> bool {
+    let line = Line::new("python3 -c").arg("import helm_python");
+    line.env("PYTHONPATH", tools().join("helm"))
+        .output()
+        .is_ok()
+}
+
+fn fetch_helm() -> Result<()> {
+    let place = tools().join("helm");
+    let _ = fs::remove_dir_all(&place);
+    Line::new("python3 -m pip install --no-deps --only-binary=:all: --root-user-action=ignore")
+        .args(["--disable-pip-version-check", "helm-python-sdk==0.2.2"])
+        .arg("--target")
+        .arg(&place)
+        .run()?;
+    // The wheel has the library three times, 85 MB each.
+    for copy in ["libhelm_c.so.0", "libhelm_c.so.0.2.2"] {
+        let _ = fs::remove_file(place.join("helm_python/lib").join(copy));
+    }
+    Ok(())
 }
 
 fn has_linker() -> bool {
