@@ -11,7 +11,7 @@ use std::process::Command;
 use anyhow::Context;
 use anyhow::Result;
 use anyhow::ensure;
-use serde_json::Value;
+use serde_json::{Value, json as literal};
 use yurt_net::ledger::State;
 use yurt_net_tests::lab::Kept;
 use yurt_net_tests::lab::Node;
@@ -123,6 +123,16 @@ fn services_are_listed_as_the_kernel_has_them_with_an_agent_and_without_one() ->
         listed["isAttached"] == true && listed["remark"].is_null(),
         "{listed}"
     );
+    ensure!(listed["services"][0]["closure"] == "pool", "{listed}");
+    let is_left_out = |listed: &Value| {
+        let mut left_out = listed["leftOut"].as_array().into_iter().flatten();
+        let reason = |one: &Value| one["reason"].as_str().unwrap_or_default().to_owned();
+        let is_some = left_out.clone().next().is_some();
+        is_some
+            && left_out.all(|one| reason(one).contains("is not in pool hangzhou"))
+            && listed["differences"] == literal!([])
+    };
+    ensure!(is_left_out(&listed), "{listed}");
     assert_eq!(
         in_force(node, "default/empty")?.0,
         ["10.96.0.11:80 node refuse "]
@@ -153,6 +163,15 @@ fn services_are_listed_as_the_kernel_has_them_with_an_agent_and_without_one() ->
     assert_eq!(without, rows);
     let remark = listed["remark"].as_str().unwrap_or_default();
     ensure!(remark.contains("checkpoint"), "{listed}");
+    // What the dead agent would say: the reasons are made anew, of what it left.
+    ensure!(is_left_out(&listed), "{listed}");
+    ensure!(listed["services"][0]["closure"] == "pool", "{listed}");
+    let yaml = node.yurt_net(&["services", "default/web", "-o", "yaml"])?;
+    ensure!(
+        said(&yaml).contains("verdict: \"forward\""),
+        "{}",
+        said(&yaml)
+    );
     Ok(())
 }
 

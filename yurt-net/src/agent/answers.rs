@@ -10,7 +10,8 @@ use super::react::Phase;
 use super::steps::facts;
 use crate::dataplane::DataplaneError;
 use crate::error::chain;
-use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain, services};
+use crate::explain::services::{Expected, named};
+use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain};
 use crate::host::clock::unix_seconds;
 use crate::host::process::Process;
 use crate::model::Snapshot;
@@ -46,7 +47,7 @@ impl Agent {
                 Err(error) => Ok(control::error_reply(&chain(&error))),
             },
             // Before any source has spoken the table has no Service, although the kernel may serve them all.
-            Request::Explain(_) | Request::Services(_)
+            Request::Explain(_) | Request::Services(_) | Request::Expected(_)
                 if self.serving.phase() != Phase::Serving =>
             {
                 Ok(control::error_reply(NO_TABLE))
@@ -57,8 +58,9 @@ impl Agent {
                 serde_json::to_value(self.explain(dial, pod))
             }
             Request::Services(frontends) => {
-                serde_json::to_value(services(self.serving.table(), &frontends))
+                serde_json::to_value(named(self.serving.table(), &frontends))
             }
+            Request::Expected(service) => serde_json::to_value(self.expected(&service)),
         };
         let reply = reply.unwrap_or_else(|error| control::error_reply(&error.to_string()));
         if call.reply.send(reply).is_err() {
@@ -146,6 +148,18 @@ impl Agent {
         }
     }
 
+    fn reasons<'a>(&self, snapshot: &'a Snapshot) -> Reasons<'a> {
+        let memory = self.serving.memory();
+        Reasons::new(snapshot, &self.known.policy, &self.known.view, memory)
+    }
+
+    /// What the table says of a Service, whether or not it fits into the maps.
+    fn expected(&self, service: &str) -> Expected {
+        let empty = Snapshot::default();
+        let reasons = self.reasons(self.sources.snapshot().unwrap_or(&empty));
+        Expected::of(self.serving.table(), &reasons, service)
+    }
+
     /// The verdict of the table on a flow, as far as it fits into the maps. `pod`: the address, if the client is a Pod
     /// of this node there.
     fn explain(&self, dial: Dial, pod: Option<IpAddr>) -> Explanation {
@@ -155,12 +169,7 @@ impl Agent {
         own.node
             .extend(self.known.view.local_addresses.iter().flatten());
         own.pods.extend(pod);
-        let reasons = Reasons::new(
-            snapshot,
-            &self.known.policy,
-            &self.known.view,
-            self.serving.memory(),
-        );
+        let reasons = self.reasons(snapshot);
         let table = self.serving.table();
         let explanation = explain(table, &reasons, &own, dial);
         let mut keys = table.services.iter().map(|entry| &entry.key);

@@ -11,10 +11,11 @@ use serde::Serialize;
 
 use super::ledger::age;
 use super::links::devices;
-use super::names::{Frontend, Names, is_of, ledger, pods, remark_line};
+use super::names::{Frontend, Names, ledger, pods, remark_line};
 use super::verbs::VerbError;
 use crate::config::flags::{FlowsArgs, Output, To};
 use crate::dataplane::flows::{FlowTables, PacketFlow, Stage};
+use crate::explain::services::{Named, is_of};
 use crate::host::columns::columns;
 use crate::model::Protocol;
 use crate::output::print;
@@ -179,7 +180,7 @@ fn frontend(flow: &PacketFlow) -> Option<Frontend> {
 
 fn row(
     flow: &PacketFlow,
-    names: &BTreeMap<Frontend, String>,
+    names: &BTreeMap<Frontend, Named>,
     pods: &BTreeMap<IpAddr, String>,
     devices: &BTreeMap<u32, String>,
 ) -> Row {
@@ -188,7 +189,7 @@ fn row(
         protocol: protocol.map_or_else(|| flow.protocol.to_string(), |known| known.to_string()),
         client: flow.client,
         dialled: flow.dialled,
-        service: frontend(flow).and_then(|at| names.get(&at).cloned()),
+        service: frontend(flow).and_then(|at| Some(names.get(&at)?.service.clone())),
         backend: flow.backend,
         pod: pods.get(&flow.backend.ip()).cloned(),
         masquerade: flow.masquerade,
@@ -216,7 +217,7 @@ pub async fn flows(args: &FlowsArgs) -> Result<(), VerbError> {
         let found = names
             .known
             .into_iter()
-            .filter(|(_, name)| is_of(name, wanted));
+            .filter(|(_, named)| is_of(&named.service, wanted));
         of_the_service.extend(found.map(|(frontend, _)| frontend));
     }
     let mut latest = Latest::new(args.limit);
@@ -285,7 +286,10 @@ mod tests {
         far.masquerade = Some("10.244.1.0:61000".parse().unwrap());
         let mut odd = flow("[2001:db8::9]:1", "[fd00::1]:2", "[fd00::2]:3", 0);
         (odd.protocol, odd.stage) = (200, Stage::Opening);
-        let name = "shop/web:ht\u{1b}tp".to_owned();
+        let name = Named {
+            service: "shop/web:ht\u{1b}tp".to_owned(),
+            closure: None,
+        };
         let names = BTreeMap::from([((web.dialled, Protocol::Tcp), name)]);
         let pods = BTreeMap::from([(web.backend.ip(), "shop/web-0".to_owned())]);
         let devices = BTreeMap::from([(2, "eth0".to_owned())]);

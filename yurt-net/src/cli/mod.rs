@@ -3,6 +3,7 @@
 pub mod check;
 pub mod cni;
 pub mod flows;
+mod kept;
 pub mod ledger;
 mod links;
 mod live;

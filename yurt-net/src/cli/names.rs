@@ -4,15 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use super::kept::Kept;
 use super::verbs::VerbError;
 use crate::config::Place;
 use crate::error::chain;
+use crate::explain::services::Named;
 use crate::host::disk::errand::once;
 use crate::ledger::watch::Reading;
 use crate::ledger::{Ledger, State};
 use crate::model::{Protocol, Service, Snapshot};
 use crate::observe::control::{ASKED_AT_ONCE, ControlError, Request, ask};
-use crate::source::checkpoint::Saver;
 use crate::table::ServiceKey;
 use crate::text;
 
@@ -20,12 +21,14 @@ use crate::text;
 pub(super) type Frontend = (SocketAddr, Protocol);
 
 /// The service ports of frontends, as `ns/name:port`, or `ns/name` where the port has no name.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Names {
     /// Those that are known.
-    pub(super) known: BTreeMap<Frontend, String>,
+    pub(super) known: BTreeMap<Frontend, Named>,
     /// Why the agent did not give them.
     pub(super) remark: Option<String>,
+    /// Where it did not, what it left.
+    pub(super) kept: Option<Kept>,
 }
 
 impl Names {
@@ -48,21 +51,20 @@ impl Names {
             Ok(known) => {
                 return Self {
                     known,
-                    remark: None,
+                    ..Self::default()
                 };
             }
             Err(error) => chain(&error),
         };
-        let directory = place.checkpoint();
-        let found = once(move || Saver::open(directory).1.loaded).await;
-        match found.flatten() {
-            Some(loaded) => Self {
-                known: from_snapshot(&loaded.snapshot, frontends),
+        match Kept::read(place).await {
+            Some(kept) => Self {
+                known: from_checkpoint(&kept, frontends),
                 remark: Some(format!("names are those of the checkpoint: {why}")),
+                kept: Some(kept),
             },
             None => Self {
-                known: BTreeMap::new(),
                 remark: Some(format!("Services have no names here: {why}")),
+                ..Self::default()
             },
         }
     }
@@ -76,25 +78,44 @@ pub(super) fn remark_line(remark: Option<&str>) -> String {
 async fn from_agent(
     place: &Place,
     frontends: &BTreeSet<Frontend>,
-) -> Result<BTreeMap<Frontend, String>, ControlError> {
+) -> Result<BTreeMap<Frontend, Named>, ControlError> {
     let mut names = BTreeMap::new();
     let frontends: Vec<Frontend> = frontends.iter().copied().collect();
     for some in frontends.chunks(ASKED_AT_ONCE) {
         let answer = ask(&place.sockets(), &Request::Services(some.to_vec())).await?;
-        let answer: Vec<Option<String>> =
+        let answer: Vec<Option<Named>> =
             serde_json::from_value(answer).map_err(ControlError::Answer)?;
-        let named = some.iter().zip(answer);
-        names.extend(named.filter_map(|(frontend, name)| Some((*frontend, shown(&name?)))));
+        names.extend(shown(some, answer));
     }
     Ok(names)
 }
 
+/// The table that the agent would make of its checkpoint knows most; what it does not have is named by the objects.
+fn from_checkpoint(kept: &Kept, frontends: &BTreeSet<Frontend>) -> BTreeMap<Frontend, Named> {
+    let mut names = from_snapshot(&kept.snapshot, frontends);
+    let frontends: Vec<Frontend> = frontends.iter().copied().collect();
+    names.extend(shown(&frontends, kept.named(&frontends)));
+    names
+}
+
+/// Those that have a name. The name of a port without a name ends with a colon, which is left out.
+fn shown(
+    frontends: &[Frontend],
+    names: Vec<Option<Named>>,
+) -> impl Iterator<Item = (Frontend, Named)> {
+    let named = frontends.iter().zip(names);
+    named.filter_map(|(frontend, named)| {
+        let mut named = named?;
+        if named.service.ends_with(':') {
+            named.service.pop();
+        }
+        Some((*frontend, named))
+    })
+}
+
 /// Names frontends by address and port, and those that no Service has at their address by NodePort alone: a NodePort is
 /// the same at all addresses of a node.
-fn from_snapshot(
-    snapshot: &Snapshot,
-    frontends: &BTreeSet<Frontend>,
-) -> BTreeMap<Frontend, String> {
+fn from_snapshot(snapshot: &Snapshot, frontends: &BTreeSet<Frontend>) -> BTreeMap<Frontend, Named> {
     let (mut by_address, mut by_node_port) = (BTreeMap::new(), BTreeMap::new());
     for service in snapshot.services.values() {
         for port in &service.ports {
@@ -117,10 +138,14 @@ fn from_snapshot(
         let by_address = by_address.get(&(*at, *protocol));
         by_address.or_else(|| by_node_port.get(&(at.port(), *protocol)))
     };
-    let named = frontends.iter();
-    named
-        .filter_map(|frontend| Some((*frontend, shown(&name(frontend)?.to_string()))))
-        .collect()
+    let names = frontends.iter().map(|frontend| {
+        Some(Named {
+            service: name(frontend)?.to_string(),
+            closure: None,
+        })
+    });
+    let frontends: Vec<Frontend> = frontends.iter().copied().collect();
+    shown(&frontends, names.collect()).collect()
 }
 
 /// What the ledger of this node holds: nothing, if it cannot be read.
@@ -145,11 +170,6 @@ pub(super) fn pods(ledger: &Ledger) -> BTreeMap<IpAddr, String> {
     .collect()
 }
 
-/// The name of a port without a name ends with a colon, which is left out.
-fn shown(name: &str) -> String {
-    name.strip_suffix(':').unwrap_or(name).to_owned()
-}
-
 /// All addresses of a Service, whether or not they are served here.
 fn addresses<'a>(
     service: &'a Service,
@@ -164,28 +184,4 @@ fn addresses<'a>(
     let of_pools = of_pools.filter(move |object| object.owner() == service.name);
     let of_pools = of_pools.flat_map(|object| object.load_balancer_ips.iter());
     own.into_iter().flatten().chain(of_pools).copied()
-}
-
-/// Whether a service port, `ns/name:port`, is the one that is wanted, or belongs to the wanted Service `ns/name`.
-pub(super) fn is_of(name: &str, wanted: &str) -> bool {
-    let rest = name.strip_prefix(wanted);
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':') && !wanted.contains(':'))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_service_is_asked_for_by_its_name_or_by_one_of_its_ports() {
-        for (name, wanted, expected) in [
-            ("shop/web:http", "shop/web", true),
-            ("shop/web", "shop/web", true),
-            ("shop/web:http", "shop/web:http", true),
-            ("shop/web:http", "shop/web:ht", false),
-            ("shop/web2:http", "shop/web", false),
-        ] {
-            assert_eq!(is_of(name, wanted), expected, "{name} {wanted}");
-        }
-    }
 }

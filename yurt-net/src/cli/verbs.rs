@@ -144,7 +144,7 @@ async fn load(source: &SourceSpec, node: &str, policy: &PolicyArgs) -> Result<Re
 }
 
 /// The interfaces of this machine. They stay unknown if netlink is missing or incomplete, as under an emulator.
-async fn interfaces() -> NodeView {
+pub(super) async fn interfaces() -> NodeView {
     let look = async || NodeWatch::new(Vec::new())?.view().await;
     match timeout(PATIENCE, look()).await {
         Ok(Ok(view)) => view,

@@ -1,4 +1,6 @@
-//! The table in words and as JSON: the verdict for one flow, and the rows that `plan` prints. Pure.
+//! The table in words and as JSON: the verdict for one flow, the rows that `plan` prints, and what `services` asks.
+//! Pure.
 
 pub mod rows;
+pub mod services;
 pub mod verdict;

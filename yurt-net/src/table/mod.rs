@@ -174,7 +174,7 @@ impl fmt::Display for ServiceKey {
 }
 
 /// How far the traffic of a Service may go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Closure {
     /// Everywhere.
@@ -254,7 +254,7 @@ pub struct Dropped {
 }
 
 /// The place of a client: a process on this node or in one of its Pods, or a client outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
     /// This node and its Pods.

@@ -174,6 +174,51 @@ pub fn json<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
+/// YAML in lines. Texts are in quotes, with escapes that YAML has from JSON, so that they read back unchanged.
+pub fn yaml<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<String> {
+    let mut lines = String::new();
+    write_yaml(&mut lines, &serde_json::to_value(value)?, 0)?;
+    Ok(lines)
+}
+
+/// The lines of a value, which begins a line.
+fn write_yaml(lines: &mut String, value: &Value, indent: usize) -> serde_json::Result<()> {
+    let blanks = " ".repeat(indent);
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            for (key, value) in fields {
+                let is_word = key.chars().all(|c| c.is_ascii_alphabetic());
+                let key = if is_word { key.clone() } else { json(key)? };
+                *lines += &format!("{blanks}{key}:");
+                write_yaml_inside(lines, value, indent)?;
+            }
+        }
+        Value::Array(elements) if !elements.is_empty() => {
+            for element in elements {
+                *lines += &format!("{blanks}-");
+                write_yaml_inside(lines, element, indent)?;
+            }
+        }
+        scalar => *lines += &format!("{blanks}{}\n", json(scalar)?),
+    }
+    Ok(())
+}
+
+/// What follows a key or a dash.
+fn write_yaml_inside(lines: &mut String, value: &Value, indent: usize) -> serde_json::Result<()> {
+    let is_nested = match value {
+        Value::Object(fields) => !fields.is_empty(),
+        Value::Array(elements) => !elements.is_empty(),
+        _ => false,
+    };
+    if is_nested {
+        lines.push('\n');
+        return write_yaml(lines, value, indent + 2);
+    }
+    *lines += &format!(" {}\n", json(value)?);
+    Ok(())
+}
+
 /// The inside of a JSON string, with JSON's escapes for special characters.
 fn json_fragment(fragment: &str) -> Cow<'_, str> {
     if fragment.chars().all(is_plain) {

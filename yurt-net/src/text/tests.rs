@@ -180,3 +180,25 @@ fn a_url_is_shown_without_what_stands_before_the_at_sign() {
         assert_eq!(without_user(url), shown);
     }
 }
+
+#[test]
+fn yaml_reads_back_unchanged_and_has_no_special_character_in_it() {
+    let value = serde_json::json!({
+        "services": [
+            {"service": "shop/we\u{1b}b: x", "endpoints": ["10.0.0.1:80", "- no"], "ranges": [], "nested": {"a": [[1, null], {}]}},
+            {},
+        ],
+        "not a word": "yes",
+        "turned": "a\u{202e}b\nc\"d\\",
+        "number": 5,
+        "none": null,
+    });
+    let shown = yaml(&value).unwrap();
+    assert!(shown.chars().all(|c| c == '\n' || is_plain(c)), "{shown}");
+    let read: Value = serde_saphyr::from_str(&shown).unwrap();
+    assert_eq!(read, value, "{shown}");
+    assert!(
+        shown.contains("services:\n  -\n    endpoints:\n      - \"10.0.0.1:80\"\n"),
+        "{shown}"
+    );
+}

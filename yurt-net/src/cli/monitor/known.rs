@@ -102,7 +102,9 @@ impl Known {
         }
         let frontends: BTreeSet<Frontend> = new.keys().copied().collect();
         let names = Names::of(&self.place, &frontends).await;
-        self.services.extend(names.known);
+        let known = names.known.into_iter();
+        self.services
+            .extend(known.map(|(at, named)| (at, named.service)));
         match names.remark {
             Some(remark) if is_needed && self.services.is_empty() => {
                 return Err(VerbError::Nameless(remark));

@@ -15,10 +15,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
 use self::known::Known;
-use super::names::is_of;
 use super::verbs::VerbError;
 use crate::config::flags::{MonitorArgs, Output};
 use crate::dataplane::events::{ASK_EVERY, By, Listener, Told};
+use crate::explain::services::is_of;
 use crate::host::clock::wall_time;
 use crate::model::Protocol;
 use crate::output::{is_printed, print, reader_is_gone};

@@ -8,7 +8,7 @@ use super::values::service_name;
 /// `services`.
 #[derive(Args, Clone, Debug)]
 pub struct ServicesArgs {
-    /// Only this Service, or this port of it.
+    /// Only this Service, or this port of it; with the endpoints that take no traffic, and why.
     #[arg(value_name = "NAMESPACE/NAME[:PORT]", value_parser = service_name)]
     pub service: Option<String>,
     /// Where the agent keeps things.
@@ -28,4 +28,6 @@ pub enum Form {
     Wide,
     /// For programs.
     Json,
+    /// The same as YAML.
+    Yaml,
 }

@@ -8,9 +8,9 @@
 //! client at once); (6) all else passes.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -205,29 +205,6 @@ pub fn explain(
         service: String::new(),
         reason,
     }
-}
-
-/// The service port (`ns/name:port`) of each of these frontends, in their order.
-pub fn services(table: &ServiceTable, frontends: &[(SocketAddr, Protocol)]) -> Vec<Option<String>> {
-    let mut found: BTreeMap<_, _> = frontends.iter().map(|frontend| (frontend, None)).collect();
-    for entry in &table.services {
-        for frontend in &entry.frontends {
-            // Node ports also answer on loopback.
-            let loopback: IpAddr = match frontend.address {
-                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-            };
-            let loopback = (frontend.kind == FrontendKind::NodePort).then_some(loopback);
-            for address in [Some(frontend.address), loopback].into_iter().flatten() {
-                let at = SocketAddr::new(address, frontend.port);
-                if let Some(name) = found.get_mut(&(at, entry.key.protocol)) {
-                    *name = Some(entry.key.to_string());
-                }
-            }
-        }
-    }
-    let name = |frontend| found.get(frontend).cloned().flatten();
-    frontends.iter().map(name).collect()
 }
 
 /// NodePorts also answer on loopback, to sockets of the node itself: a Pod's loopback is the Pod's.

@@ -28,11 +28,11 @@ use crate::explain::verdict::Dial;
 use crate::host::disk::errand::{Errand, PATIENCE as DISK_PATIENCE, SILENCE, once};
 use crate::model::Protocol;
 
-/// Most frontends in one request; none of them takes more than 64 bytes.
-pub const ASKED_AT_ONCE: usize = 60;
+/// Most frontends in one request; none of them takes more than 64 bytes. For each request the agent walks its table.
+pub const ASKED_AT_ONCE: usize = 1000;
 
 const PATIENCE: Duration = Duration::from_secs(5);
-const MAX_REQUEST_BYTES: u64 = 4096;
+const MAX_REQUEST_BYTES: u64 = 1 << 16;
 /// How often the agent checks that the socket is where it was made, which costs one `stat`.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -49,6 +49,8 @@ pub enum Request {
     Explain(Dial),
     /// The service port of each of these frontends; [`ASKED_AT_ONCE`] of them at most.
     Services(Vec<(SocketAddr, Protocol)>),
+    /// What the frontends of a Service, `ns/name`, or of one of its ports, `ns/name:port`, should do.
+    Expected(String),
 }
 
 /// A request on its way to the loop, and the way back.
