@@ -44,6 +44,8 @@ pub(crate) enum Need {
     Emulator,
     /// Renders the chart.
     Helm,
+    /// Checks the alerts.
+    Promtool,
 }
 
 /// Where a tool comes from.
@@ -199,6 +201,13 @@ const TOOLS: &[Tool] = &[
         is_present: has_helm,
     },
     Tool {
+        need: Need::Promtool,
+        name: "promtool",
+        purpose: "checks the alerts; Debian's package would also start a Prometheus",
+        origin: Origin::Fetched(fetch_promtool),
+        is_present: || tools().join("promtool").is_file(),
+    },
+    Tool {
         need: Need::Ebpf,
         name: "bpf-linker",
         purpose: "links the eBPF programs",
@@ -234,7 +243,7 @@ const LLVM: &str = "/usr/lib/llvm-22";
 pub(crate) const EMULATOR: &str = "qemu-aarch64-static";
 
 /// What the tests need, which is everything that any verb needs.
-pub(crate) const ALL: [Need; 12] = [
+pub(crate) const ALL: [Need; 13] = [
     Need::Deny,
     Need::Nextest,
     Need::Ebpf,
@@ -247,6 +256,7 @@ pub(crate) const ALL: [Need; 12] = [
     Need::Arm,
     Need::Emulator,
     Need::Helm,
+    Need::Promtool,
 ];
 
 /// Installs everything that any verb needs.
@@ -412,20 +422,45 @@ fn fetch_kernel(dir: &Path, image: &Path) -> Result<()> {
         .context("apt knows no linux-image-6.1.0-*-cloud-amd64; Debian 12's archive has it")?;
 
     let download = dir.join("download");
-    let _ = fs::remove_dir_all(&download);
-    fs::create_dir_all(&download)?;
-    // Otherwise apt downloads as a user who cannot write here.
-    Line::new("apt-get download -o APT::Sandbox::User=root")
-        .arg(package)
-        .dir(&download)
-        .run()?;
-    let archive = fs::read_dir(&download)?
-        .find_map(|entry| entry.ok().map(|entry| entry.path()))
-        .context("apt-get download left no file")?;
-    Line::new("dpkg-deb -x").arg(archive).arg(&download).run()?;
+    unpack(package, &download)?;
     let version = package.trim_start_matches("linux-image-");
     fs::rename(download.join(format!("boot/vmlinuz-{version}")), image)
         .with_context(|| format!("{package} holds no kernel image"))?;
+    fs::remove_dir_all(&download)?;
+    Ok(())
+}
+
+/// Downloads one of Debian's packages and unpacks it here, without installing it.
+fn unpack(package: &str, download: &Path) -> Result<()> {
+    let _ = fs::remove_dir_all(download);
+    fs::create_dir_all(download)?;
+    // Otherwise apt downloads as a user who cannot write here.
+    Line::new("apt-get download -o APT::Sandbox::User=root")
+        .arg(package)
+        .dir(download)
+        .run()?;
+    let archive = fs::read_dir(download)?
+        .find_map(|entry| entry.ok().map(|entry| entry.path()))
+        .context("apt-get download left no file")?;
+    Line::new("dpkg-deb -x").arg(archive).arg(download).run()
+}
+
+fn fetch_promtool() -> Result<()> {
+    if find_program("apt-get").is_none() {
+        bail!(
+            "there is no apt-get here; put Prometheus' promtool at {}",
+            tools().join("promtool").display()
+        );
+    }
+    let download = tools().join("download");
+    // Outdated lists name packages that the mirror no longer has.
+    if let Err(error) = unpack("prometheus", &download) {
+        say(format_args!("setup: {error:#}; trying with new lists"));
+        apt_update()?;
+        unpack("prometheus", &download)?;
+    }
+    fs::rename(download.join("usr/bin/promtool"), tools().join("promtool"))
+        .context("the package holds no promtool")?;
     fs::remove_dir_all(&download)?;
     Ok(())
 }

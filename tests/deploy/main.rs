@@ -1,5 +1,7 @@
 //! What is in deploy/ agrees with the code.
 
+mod alerts;
+
 use std::fs;
 use std::path::Path;
 
