@@ -1,6 +1,7 @@
 //! Pods that bypass their sockets: what they dial leaves them as packets, and is served at their devices.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::IpAddr;
 
 use anyhow::Result;
@@ -11,9 +12,11 @@ use yurt_net_tests::lab::Proto::Tcp;
 use yurt_net_tests::lab::Proto::Udp;
 
 use crate::capture::Capture;
+use crate::monitor::keep;
 use crate::outside::Stage;
 use crate::world::World;
 use crate::world::all_answered;
+use crate::world::explain;
 use crate::world::names;
 
 const ON: &[&str] = &["--packet-path=on", "--socket-lb=host"];
@@ -141,4 +144,160 @@ fn a_pod_is_refused_at_once_where_nobody_may_answer_and_nothing_leaves_the_pool(
     assert_eq!(pod.get("10.96.0.10:80")?, "foreign");
     ensure!(capture.destinations()?.contains(&there[0]));
     Ok(())
+}
+
+/// A node whose sockets are served, two of its Pods, and a Service whose endpoint is outside its closure.
+struct Asking {
+    inside: Inside,
+    beside: Pod,
+    foreign: [IpAddr; 2],
+}
+
+const CLOSED: [&str; 2] = ["10.96.0.66:80", "[fd00:96::66]:80"];
+const OPEN: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
+
+impl Asking {
+    fn new() -> Result<Self> {
+        let mut inside = Inside::new()?;
+        let beside = inside.stage.world.node(0)?.pod("beside")?;
+        let near = inside.stage.near.clone();
+        inside.stage.lead_to(&[&near]);
+        let world = &mut inside.stage.world;
+        let foreign = world.backend(2, "foreign")?;
+        let closed = world.manifests.service("closed");
+        closed.cluster_ip("10.96.0.66").cluster_ip("fd00:96::66");
+        closed.port(80, 8080).udp_port(80, 8080);
+        closed.topology_keys(POOL).endpoints([&foreign]);
+        keep(world.node(0)?, &inside.pod)?;
+        let foreign = [foreign.ip4().into(), foreign.ip6().into()];
+        Ok(Self {
+            inside,
+            beside,
+            foreign,
+        })
+    }
+
+    /// Has the cloud say this of the Pod's sockets.
+    fn ask(&self, value: Option<&str>) -> Result<()> {
+        let annotations = value.map_or_else(String::new, |value| {
+            format!("  annotations:\n    yurt-net.openyurt.io/socket-lb: {value:?}\n")
+        });
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  namespace: shop\n  name: dialler\n{annotations}\
+             spec:\n  nodeName: edge-1\n"
+        );
+        let place = self.inside.stage.world.node(0)?.manifests_dir();
+        // A dotfile is no manifest.
+        fs::write(place.join(".pod.new"), text)?;
+        fs::rename(place.join(".pod.new"), place.join("pod.yaml"))?;
+        Ok(())
+    }
+
+    fn wait(&self, left_alone: &[&str]) -> Result<()> {
+        let node = self.inside.stage.world.node(0)?;
+        node.wait_for_status("the right sockets are left alone", |status| {
+            status.clients.left_alone == left_alone
+        })?;
+        Ok(())
+    }
+
+    /// How many flows begin at devices while this Pod reaches what is open, and is refused what is closed.
+    fn flows(&self, pod: &Pod) -> Result<u64> {
+        let before = self.inside.stage.count("new_flow")?;
+        self.works(pod)?;
+        Ok(self.inside.stage.count("new_flow")? - before)
+    }
+
+    fn works(&self, pod: &Pod) -> Result<()> {
+        let mut capture = Capture::start(self.inside.stage.world.node(0)?)?;
+        for proto in [Tcp, Udp] {
+            for to in OPEN {
+                let tally = pod.connect_many(proto, to, 1)?;
+                all_answered(&tally)?;
+                assert_eq!(tally.answers.into_keys().collect::<Vec<_>>(), ["near"]);
+            }
+            for to in CLOSED {
+                let attempt = pod.attempt(proto, to)?;
+                assert_eq!(attempt.errno(), Some("ECONNREFUSED"), "{proto:?} {to}");
+            }
+        }
+        let mut seen = capture.destinations()?;
+        seen.retain(|to| self.foreign.contains(to));
+        assert_eq!(seen, [] as [IpAddr; 0]);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_pod_that_asks_for_it_is_served_at_its_device_and_no_other_pod_is() -> Result<()> {
+    let mut asking = Asking::new()?;
+    asking.ask(Some("off"))?;
+    let flags = ["--packet-path=on"];
+    let agent = asking.inside.stage.world.start(0, &flags)?;
+    asking.wait(&["shop/dialler"])?;
+    let (pod, beside) = (asking.inside.pod.clone(), asking.beside.clone());
+    assert_eq!(asking.flows(&pod)?, 4);
+    assert_eq!(asking.flows(&beside)?, 0);
+    let node = asking.inside.stage.world.node(0)?.clone();
+    let said = explain(&node, &pod.ip4().to_string(), "10.96.0.10:80/TCP")?;
+    let reason = said["reason"].as_str().unwrap_or_default();
+    ensure!(reason.contains("sockets are left alone"), "{said}");
+    let shown = node.yurt_net(&["status"])?;
+    let shown = String::from_utf8(shown.stdout)?;
+    ensure!(
+        shown.contains("left alone    the sockets of shop/dialler"),
+        "{shown}"
+    );
+
+    // Without an agent, and from the first moment of the next one.
+    let before = asking.inside.stage.count("new_flow")?;
+    agent.kill9()?;
+    asking.works(&pod)?;
+    let agent = asking.inside.stage.world.start(0, &flags)?;
+    asking.works(&pod)?;
+    asking.wait(&["shop/dialler"])?;
+    node.wait_for_status("Pods are served", |status| {
+        let packets = status.packet_path.as_ref();
+        packets.is_some_and(|packets| packets.pods == 3)
+    })?;
+    assert_eq!(asking.inside.stage.count("new_flow")? - before, 8);
+    assert_eq!(asking.flows(&pod)?, 4);
+
+    // What is not understood is told, and gives nothing.
+    asking.ask(Some("on"))?;
+    asking.wait(&[])?;
+    let status = node.status()?;
+    let alarms = &status.retention.alarms;
+    ensure!(
+        alarms.iter().any(|alarm| alarm.contains("is not \"off\"")),
+        "{alarms:?}"
+    );
+    assert_eq!(asking.flows(&pod)?, 0);
+    asking.ask(Some("off"))?;
+    asking.wait(&["shop/dialler"])?;
+    assert_eq!(asking.flows(&pod)?, 4);
+    asking.ask(None)?;
+    asking.wait(&[])?;
+    assert_eq!(asking.flows(&pod)?, 0);
+    drop(agent);
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_asks_for_it_where_no_packets_are_served_is_served_at_its_sockets() -> Result<()> {
+    let mut asking = Asking::new()?;
+    asking.ask(Some("off"))?;
+    let agent = asking.inside.stage.world.start(0, &["--packet-path=on"])?;
+    asking.wait(&["shop/dialler"])?;
+    agent.kill9()?;
+    let _agent = asking.inside.stage.world.start(0, &[])?;
+    let pod = asking.inside.pod.clone();
+    asking.works(&pod)?;
+    asking.wait(&[])?;
+    let node = asking.inside.stage.world.node(0)?;
+    node.wait_for_status("it says why", |status| {
+        let mut alarms = status.retention.alarms.iter();
+        alarms.any(|alarm| alarm.contains("shop/dialler") && alarm.contains("--packet-path=on"))
+    })?;
+    asking.works(&pod)
 }

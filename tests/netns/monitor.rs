@@ -137,7 +137,7 @@ impl Drop for Monitor {
 }
 
 /// Has the ledger of the node know a Pod, as `shop/<name>`, by its device.
-fn keep(node: &Node, pod: &Pod) -> Result<()> {
+pub(crate) fn keep(node: &Node, pod: &Pod) -> Result<()> {
     let link = pod.output("ip", &["-o", "link", "show", "dev", "eth0"])?;
     let link = String::from_utf8(link.stdout)?;
     let (_, rest) = link.split_once("@if").context("a veth")?;

@@ -233,6 +233,7 @@ impl World {
             tcp_peers: PEERS,
             affinity: 1,
             socket_lb: SocketLb::All,
+            serves_packets: false,
         };
         Ok(self.node.netns().run(|| BpfDataplane::open(options))??)
     }

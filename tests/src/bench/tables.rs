@@ -94,5 +94,6 @@ pub fn dataplane(node: &Node, capacity: Capacity) -> Result<BpfDataplane> {
         tcp_peers: PEERS,
         affinity: 1,
         socket_lb: SocketLb::All,
+        serves_packets: false,
     })?)
 }

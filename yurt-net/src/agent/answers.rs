@@ -171,7 +171,11 @@ impl Agent {
         own.pods.extend(pod);
         let reasons = self.reasons(snapshot);
         let table = self.serving.table();
-        let explanation = explain(table, &reasons, &own, dial);
+        let mut explanation = explain(table, &reasons, &own, dial);
+        if self.units.clients.leave_alone(&self.known, dial.from) {
+            explanation.reason +=
+                "; the client's sockets are left alone, its packets are served at its device";
+        }
         let mut keys = table.services.iter().map(|entry| &entry.key);
         let key = keys.find(|key| key.to_string() == explanation.service);
         match key.and_then(|key| self.serving.image().refused(key)) {

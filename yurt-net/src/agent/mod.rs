@@ -189,7 +189,7 @@ impl Agent {
         let in_force = loaded.as_ref().map(Loaded::in_force).unwrap_or_default();
         let mut sources = Sources::start(&config.sources, config.scope.clone(), loaded).await?;
         serving.expect(&mut sources, checkpoint.edition(), in_force);
-        let mut clients = Clients::start();
+        let mut clients = Clients::start(&config);
         clients.follow(&mut serving);
         let servers = Servers::start(&config.sources, &config.scope.access).await;
         Ok(Self {

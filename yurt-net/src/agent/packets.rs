@@ -105,6 +105,12 @@ impl Packets {
         }
     }
 
+    /// The devices at which packets are served; `None`: it is not known yet.
+    pub(super) fn served(&self) -> Option<&BTreeSet<u32>> {
+        let is_known = self.counters.is_some() || !self.is_on();
+        is_known.then_some(&self.served)
+    }
+
     /// Waits for the result of an order. Cancel safe.
     pub(super) async fn changed(&mut self) {
         let problem = match self.worker.done().await {

@@ -187,7 +187,9 @@ fn row(fact: Fact) -> &'static [&'static [Step]] {
         Fact::OwnPodsChanged | Fact::PodsStirred | Fact::GuardOutdated => &[PODS],
         Fact::LedgerChanged => &[&[RefreshPods]],
         // Whoever asks for the status learns how they fared.
-        Fact::GuardDone | Fact::TranslationDone | Fact::PacketsDone => &[],
+        Fact::GuardDone | Fact::TranslationDone => &[],
+        // Where packets are served, the sockets of Pods may be left alone.
+        Fact::PacketsDone => &[&[TellClients]],
         Fact::ProbeEnded => &[&[TakeFailing]],
         Fact::NetworkStirred => &[&[AskAgain, ReadAddresses]],
         // Pods must not have this node's addresses.
@@ -302,7 +304,7 @@ mod tests {
             (Fact::GuardOutdated, pods),
             (Fact::GuardDone, vec![]),
             (Fact::TranslationDone, vec![]),
-            (Fact::PacketsDone, vec![]),
+            (Fact::PacketsDone, vec![TellClients]),
             (Fact::ProbeEnded, vec![TakeFailing]),
             (Fact::NetworkStirred, vec![AskAgain, ReadAddresses]),
             (

@@ -16,6 +16,7 @@ use super::problem::Problem;
 use super::react::Phase;
 use super::told::Told;
 use crate::config::AgentConfig;
+use crate::dataplane::packet::Packets;
 use crate::dataplane::service::clients::Look;
 use crate::dataplane::service::sockets::SocketMaps;
 use crate::dataplane::service::{BpfDataplane, Options, Repair};
@@ -89,6 +90,7 @@ impl Serving {
             tcp_peers: config.tcp_peers,
             affinity: config.affinity,
             socket_lb: config.socket_lb,
+            serves_packets: config.packets.is_some() && Packets::is_pinned(&config.place.bpffs),
         })?;
         let image = dataplane.observe()?;
         Ok(Self {
@@ -367,6 +369,11 @@ impl Serving {
     /// A set of the table needs to know the client.
     pub(super) fn asks_for_clients(&self) -> bool {
         self.asks_for_clients
+    }
+
+    /// The sockets of a Pod are left alone. If that cannot be read, they may be.
+    pub(super) fn leaves_clients_alone(&self) -> bool {
+        self.dataplane.leaves_clients_alone().unwrap_or(true)
     }
 
     /// Writes the clients.

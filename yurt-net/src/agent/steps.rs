@@ -92,7 +92,10 @@ impl Agent {
                 }
             }
             Step::Probe => self.tell(|units, facts| units.probing.hear(facts)),
-            Step::TellClients => self.tell(|units, facts| units.clients.hear(facts)),
+            Step::TellClients => {
+                self.tell(|units, facts| units.clients.hear(facts, units.packets.served()));
+                self.units.clients.follow(&mut self.serving);
+            }
             Step::WriteClients => self.units.clients.write(&mut self.serving),
             Step::Sync => {
                 let has_synced = self.serving.try_sync(&mut self.sources, &mut self.known);

@@ -32,7 +32,7 @@ pub mod memory;
 pub mod sockets;
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
@@ -75,6 +75,9 @@ pub struct Options {
     pub affinity: u32,
     /// The processes whose sockets are served.
     pub socket_lb: SocketLb,
+    /// An earlier agent has left the packet path on devices, and it stays there: Pods whose sockets are left alone are
+    /// served by it.
+    pub serves_packets: bool,
 }
 
 /// The processes whose sockets are served.
@@ -200,6 +203,10 @@ impl BpfDataplane {
             edition,
             found,
         };
+        if !dataplane.options.serves_packets {
+            // They would be served nowhere.
+            dataplane.leave_nobody_alone()?;
+        }
         if is_adopted && was_serving {
             // Before a source is asked, because programs of an older version may translate the agent's own sockets.
             // What fails here is tried again, and reported, once the table is in force.
@@ -290,24 +297,38 @@ impl BpfDataplane {
         self.counts.read()
     }
 
-    /// Writes the addresses of this node's clients. A client that cannot be written is left unknown, and the error is
-    /// returned at the end.
+    /// Writes the addresses of this node's clients, and whose sockets are left alone. A client that cannot be written
+    /// is left unknown, and the error is returned at the end.
     pub fn set_clients(&self, found: &Look) -> Result<(), DataplaneError> {
         let failed = |operation| on_map(operation, "yurt_netns");
         let map = self.netns.as_fd();
-        let present: Vec<(u64, abi::NetnsRow)> = sys::map_entries(map).map_err(failed("read"))?;
-        let present: BTreeMap<_, _> = present.into_iter().collect();
+        let present = self.client_rows()?;
+        let stays_alone = |cookie: &u64| {
+            let row = present.get(cookie);
+            found.untold.contains(cookie) && row.is_some_and(is_left_alone)
+        };
         let mut result = Ok(());
         for cookie in present.keys() {
+            let is_known =
+                found.clients.contains_key(cookie) || found.left_alone.contains_key(cookie);
             // A namespace that could not be entered may still exist.
-            if found.is_complete() && !found.clients.contains_key(cookie) {
+            if found.is_complete() && !is_known && !stays_alone(cookie) {
                 let deleted = sys::map_delete(map, cookie).map_err(failed("delete from"));
                 result = result.and(deleted);
             }
         }
-        for (cookie, addresses) in &found.clients {
+        let cookies: BTreeSet<&u64> = found
+            .clients
+            .keys()
+            .chain(found.left_alone.keys())
+            .collect();
+        for cookie in cookies {
+            let addresses = found.clients.get(cookie).copied().unwrap_or_default();
             let row = abi::NetnsRow {
-                class: 0,
+                class: match found.left_alone.contains_key(cookie) || stays_alone(cookie) {
+                    true => abi::NETNS_OPT_OUT,
+                    false => 0,
+                },
                 addr4: addresses.v4.map(|addr| addr.octets()).unwrap_or_default(),
                 addr6: addresses.v6.map(|addr| addr.octets()).unwrap_or_default(),
             };
@@ -320,7 +341,31 @@ impl BpfDataplane {
                 result = result.and(written);
             }
         }
-        result
+        result.and(self.write_switches())
+    }
+
+    /// Whether the sockets of a Pod are left alone.
+    pub fn leaves_clients_alone(&self) -> Result<bool, DataplaneError> {
+        let conf = self.table.conf_entry()?;
+        // SAFETY: a valid entry of our mapping; the field is one aligned word.
+        let rows = unsafe { AtomicU32::from_ptr(&raw mut (*conf).netns_rows) };
+        Ok(rows.load(Ordering::Acquire) != 0)
+    }
+
+    fn leave_nobody_alone(&self) -> Result<(), DataplaneError> {
+        for (cookie, row) in self.client_rows()? {
+            if is_left_alone(&row) {
+                let deleted = sys::map_delete(self.netns.as_fd(), &cookie);
+                deleted.map_err(on_map("delete from", "yurt_netns"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn client_rows(&self) -> Result<BTreeMap<u64, abi::NetnsRow>, DataplaneError> {
+        let rows: Vec<(u64, abi::NetnsRow)> =
+            sys::map_entries(self.netns.as_fd()).map_err(on_map("read", "yurt_netns"))?;
+        Ok(rows.into_iter().collect())
     }
 
     /// The maps that tell which Service a socket dialled.
@@ -376,14 +421,21 @@ impl BpfDataplane {
             SocketLb::Host => abi::SOCKET_LB_HOST,
             SocketLb::Off => abi::SOCKET_LB_OFF,
         };
+        let rows = self.client_rows()?.into_values();
+        let rows = u32::try_from(rows.filter(is_left_alone).count()).unwrap_or(u32::MAX);
         let conf = self.table.conf_entry()?;
         // SAFETY: a valid entry of our mapping; each field is one aligned word.
         unsafe {
             AtomicU64::from_ptr(&raw mut (*conf).node_netns).store(cookie, Ordering::Release);
             AtomicU32::from_ptr(&raw mut (*conf).socket_lb).store(socket_lb, Ordering::Release);
+            AtomicU32::from_ptr(&raw mut (*conf).netns_rows).store(rows, Ordering::Release);
         }
         Ok(())
     }
+}
+
+fn is_left_alone(row: &abi::NetnsRow) -> bool {
+    row.class == abi::NETNS_OPT_OUT
 }
 
 /// Table maps of older ABIs, complete or not. The programs that read them have been replaced.

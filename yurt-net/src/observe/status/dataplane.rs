@@ -4,6 +4,7 @@ use std::fmt::{self, Write as _};
 
 use serde::{Deserialize, Serialize};
 
+use super::counted::SHOWN;
 use crate::plan::{Capacity, FullMap};
 
 /// The clients of this node.
@@ -14,6 +15,32 @@ pub struct Clients {
     pub known: usize,
     /// Why the last look did not find all of them. Source ranges refuse those that it did not find.
     pub last_error: Option<String>,
+    /// Pods whose sockets are left alone, because they ask for it; their packets are served at their devices.
+    #[serde(default)]
+    pub left_alone: Vec<String>,
+}
+
+impl Clients {
+    pub(super) fn write(&self, out: &mut String) -> fmt::Result {
+        if self.left_alone.is_empty() {
+            return Ok(());
+        }
+        let first: Vec<&str> = self
+            .left_alone
+            .iter()
+            .map(String::as_str)
+            .take(SHOWN)
+            .collect();
+        let more = match self.left_alone.len() - first.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        writeln!(
+            out,
+            "left alone    the sockets of {}{more}",
+            first.join(", ")
+        )
+    }
 }
 
 /// Use of one map.

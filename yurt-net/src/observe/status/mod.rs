@@ -214,6 +214,7 @@ impl Status {
                 "serving       the node's own sockets only: Pods have no Service (--socket-lb=host)"
             )?;
         }
+        self.clients.write(out)?;
         let only = if self.cgroup_is_root {
             ""
         } else {

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use super::guard::{Extra, GuardedPod};
 use super::translate::{Candidate, Policy, Wish};
-use crate::device::Complaint;
+use crate::device::{Complaint, HostSide};
 use crate::ledger::{Assigner, Entry, Key, Ledger, Now, State};
 use crate::model::{LocalPod, NamespacedName, Snapshot};
 
@@ -20,6 +20,8 @@ use crate::model::{LocalPod, NamespacedName, Snapshot};
 const EXTRA: &str = "yurt-net.openyurt.io/extra-addresses";
 /// The annotation that says whether a Pod is translated after it has lost its address (`true` or `false`).
 const KEEP: &str = "yurt-net.openyurt.io/keep-address";
+/// The annotation by which a Pod asks that its sockets are left alone (`off`).
+pub const SOCKET_LB: &str = "yurt-net.openyurt.io/socket-lb";
 
 /// How long `yurt-ipam` may know a Pod before `yurt-cni` does, while the Pod is made. Milliseconds.
 const MAKING: u64 = 10_000;
@@ -35,6 +37,17 @@ pub struct Members<'a> {
     pub snapshot: Option<&'a Snapshot>,
     /// The operator's settings for Pods that have lost their addresses.
     pub translation: &'a Policy,
+}
+
+/// What a Pod says of its sockets, at one of its interfaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketWish {
+    /// The Pod, as `namespace/name`.
+    pub pod: String,
+    /// The node's end of the interface.
+    pub host: HostSide,
+    /// Whether they are to be left alone; `None`: there is no object of the Pod.
+    pub is_off: Option<bool>,
 }
 
 impl Members<'_> {
@@ -82,6 +95,31 @@ impl Members<'_> {
             wish: self.wish(key, &mut complaints),
         });
         (candidates.collect(), complaints)
+    }
+
+    /// What the Pods that run here say of their sockets. A Pod of the node's own network has no interface, and no say.
+    pub fn socket_wishes(&self) -> (Vec<SocketWish>, Vec<Complaint>) {
+        let mut complaints = Vec::new();
+        let entries = self.ledger.entries().iter();
+        let here = entries.filter(|(_, entry)| entry.state == State::Active);
+        let wishes = here.filter_map(|(key, entry)| {
+            let host = entry.host?;
+            let asked = self.annotation(key, SOCKET_LB);
+            if let Some(Some(other)) = asked
+                && other != "off"
+            {
+                let reason = format!(
+                    "annotation {SOCKET_LB}: {other:?} is not \"off\"; the node's --socket-lb counts"
+                );
+                complaints.push(complaint(key, reason));
+            }
+            Some(SocketWish {
+                pod: pod_name(key),
+                host,
+                is_off: asked.map(|asked| asked == Some("off")),
+            })
+        });
+        (wishes.collect(), complaints)
     }
 
     /// The owner of each address: a Pod that has it, or for which it is kept while the Pod is away or has another one.
@@ -146,7 +184,8 @@ fn kept_for<'a>(entry: &'a Entry, translation: &'a Policy) -> impl Iterator<Item
     promised.filter(move |&address| is_ours || translation.is_exclusive(address))
 }
 
-fn pod_name(key: &Key) -> String {
+/// A Pod as messages name it: `namespace/name`.
+pub fn pod_name(key: &Key) -> String {
     format!("{}/{}", key.namespace, key.name)
 }
 

@@ -185,6 +185,33 @@ fn an_annotation_is_the_pods_own_and_one_that_cannot_be_read_is_told_and_gives_n
 }
 
 #[test]
+fn a_pods_sockets_are_left_alone_only_at_its_own_word_and_only_where_it_runs() {
+    let mut node = Node::default();
+    node.has("vm", here("10.1.0.2", 7));
+    node.has("away", away("10.1.0.3", State::Retained));
+    let wishes = |node: &Node| {
+        let (wishes, complaints) = node.members().socket_wishes();
+        let wishes = wishes.into_iter();
+        let wishes: Vec<_> = wishes
+            .map(|wish| (wish.pod, wish.host.ifindex, wish.is_off))
+            .collect();
+        (wishes, complaints.len())
+    };
+    let vm = |is_off| vec![("shop/vm".to_owned(), 7, is_off)];
+    assert_eq!(wishes(&node), (vm(None), 0));
+    node.reads("away", Some((SOCKET_LB, "off")));
+    for (annotation, is_off, complaints) in [
+        (None, false, 0),
+        (Some((SOCKET_LB, "off")), true, 0),
+        (Some((SOCKET_LB, "Off")), false, 1),
+        (Some((SOCKET_LB, "")), false, 1),
+    ] {
+        node.reads("vm", annotation);
+        assert_eq!(wishes(&node), (vm(Some(is_off)), complaints));
+    }
+}
+
+#[test]
 fn two_pods_may_ask_for_one_address_that_is_nobodys_and_not_for_each_others() {
     let mut node = Node::default();
     node.has("a", here("10.1.0.2", 7))

@@ -28,9 +28,10 @@ pub(super) const FLANNEL: [&str; 5] = [
     "flannel.alpha.coreos.com/public-ipv6",
 ];
 /// What a Pod's author tells yurt-net.
-pub(super) const OURS: [&str; 2] = [
+pub(super) const OURS: [&str; 3] = [
     "yurt-net.openyurt.io/extra-addresses",
     "yurt-net.openyurt.io/keep-address",
+    "yurt-net.openyurt.io/socket-lb",
 ];
 /// Where these begin.
 pub(super) const PREFIXES: [&str; 2] = ["flannel.alpha.coreos.com/", "yurt-net.openyurt.io/"];
