@@ -235,6 +235,27 @@ fn what_others_have_reserved_stays_however_long_their_list_is() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_list_that_others_write_over_ours_gets_ours_again_and_keeps_what_is_theirs() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let near = stage.near.clone();
+    let node = stage.world.node(0)?.clone();
+    set(&node, LOCAL, "29900 60999")?;
+    let agent = stage.start_with(&[&near], &["--drift-interval", "1s"])?;
+    assert_eq!(get(&node, RESERVED)?, "29900-29999");
+    // As `sysctl --system` does, whenever a package brings a setting.
+    set(&node, RESERVED, "80,29950")?;
+    eventually(&node, || {
+        ensure!(get(&node, RESERVED)? == "80,29900-29999");
+        Ok(())
+    })?;
+    agent.terminate()?;
+    let output = node.yurt_net(&["cleanup"])?;
+    ensure!(output.status.success(), "{}", said(&output));
+    assert_eq!(get(&node, RESERVED)?, "80,29950");
+    Ok(())
+}
+
 /// The line of `check` about packets.
 fn checked(node: &Node) -> Result<String> {
     let output = said(&node.yurt_net(&["check"])?);

@@ -67,7 +67,7 @@ impl ReservedPorts {
             ours => ports(&ours?),
         };
         let reserved = ports(&read(Path::new(RESERVED))?);
-        let others: BTreeSet<u16> = reserved.difference(&ours).copied().collect();
+        let others = of_others(&reserved, &ours);
         let new: BTreeSet<u16> = wanted.difference(&others).copied().collect();
         let all: BTreeSet<u16> = others.union(&new).copied().collect();
         // The record comes first: a port that is reserved without a record would stay reserved for ever.
@@ -96,6 +96,15 @@ impl ReservedPorts {
             let _ = fs::remove_file(&next);
         }
         written
+    }
+}
+
+/// The reserved ports that are not ours. Whoever replaces the list, as `sysctl --system` does, throws ours out: then
+/// all that it holds is theirs, also what we had reserved before.
+fn of_others(reserved: &BTreeSet<u16>, ours: &BTreeSet<u16>) -> BTreeSet<u16> {
+    match ours.is_subset(reserved) {
+        true => reserved.difference(ours).copied().collect(),
+        false => reserved.clone(),
     }
 }
 
@@ -173,6 +182,19 @@ mod tests {
         ] {
             assert_eq!(text(&ports(list)), shown, "{list}");
             assert_eq!(ports(&text(&ports(list))), ports(list), "{list}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_others_reserve_in_the_place_of_our_list_is_theirs() {
+        for (reserved, ours, others) in [
+            ("7,100-109", "100-109", "7\n"),
+            ("7", "100-109", "7\n"),
+            ("7,105", "100-109", "7,105\n"),
+            ("7", "", "7\n"),
+        ] {
+            let found = of_others(&ports(reserved), &ports(ours));
+            assert_eq!(text(&found), others, "{reserved} {ours}");
         }
     }
 
