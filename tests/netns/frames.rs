@@ -39,7 +39,7 @@ fn mac(netns: &Netns) -> Result<Mac> {
 }
 
 /// A datagram to a process of the node that only its own processes should reach, behind so many tags.
-fn to_loopback(stage: &Stage, tags: usize) -> Result<Vec<u8>> {
+pub(crate) fn to_loopback(stage: &Stage, tags: usize) -> Result<Vec<u8>> {
     let (node, client) = (stage.world.node(0)?, stage.world.node(2)?);
     let frame = tagged(mac(client.netns())?, mac(node.netns())?, tags);
     let frame = frame.ip(client.ip4(), Ipv4Addr::LOCALHOST);

@@ -31,6 +31,7 @@ mod namespaces;
 mod node_local;
 mod offloads;
 mod outside;
+mod outside_rules;
 mod peers;
 mod policies;
 mod refusal;

@@ -30,9 +30,13 @@ use yurt_net_tests::lab::Proto::Tcp;
 use yurt_net_tests::lab::Proto::Udp;
 use yurt_net_tests::lab::agent_program;
 
+use crate::frames::to_loopback;
+use crate::guard::send;
 use crate::kernel;
+use crate::outside::BALANCER;
 use crate::outside::NODE_PORT;
 use crate::outside::Stage;
+use crate::outside::layer_3_devices;
 use crate::refusal::with_reasons;
 use crate::world::PATIENCE;
 use crate::world::World;
@@ -323,6 +327,106 @@ fn refused_packets_are_told_with_their_client_and_device() -> Result<()> {
         let service = row["service"].as_str().unwrap_or_default();
         ensure!(service.starts_with("default/web"), "{row}");
         ensure!(row["process"].is_null() && row["isHost"] == false, "{row}");
+    }
+    Ok(())
+}
+
+#[test]
+fn dropped_packets_are_told_with_the_reason_and_of_those_from_a_pod_with_its_device() -> Result<()>
+{
+    let mut stage = Stage::new()?;
+    let far = stage.far.clone();
+    let pod = stage.world.node(0)?.pod("client")?;
+    let web = stage.world.manifests.service("web");
+    web.internal_policy_local(true).health_check(31080);
+    web.source_ranges(&["192.0.2.250/32"]);
+    let _agent = stage.start_with(&[&far], &["--socket-lb=host"])?;
+    let node = stage.world.node(0)?;
+    node.wait_for_status("Pods are served", |status| {
+        let packets = status.packet_path.as_ref();
+        packets.is_some_and(|packets| packets.pods == 2)
+    })?;
+    keep(node, &pod)?;
+    let mut monitor = Monitor::start(node, &[])?;
+    let node_port = format!("{}:{NODE_PORT}", node.ip4());
+    let balancer = format!("{}:80", BALANCER[0]);
+    let home = stage.world.node(2)?.ip4().to_string();
+    for (client, to, reason, device, from) in [
+        (
+            &stage.client,
+            &node_port,
+            "drop_no_local_endpoint",
+            "eth0",
+            home.clone(),
+        ),
+        (&stage.client, &balancer, "drop_source_range", "eth0", home),
+        (
+            &pod,
+            &"10.96.0.10:80".to_owned(),
+            "drop_no_local_endpoint",
+            "pod11",
+            pod.ip4().to_string(),
+        ),
+        (
+            &pod,
+            &balancer,
+            "drop_source_range",
+            "pod11",
+            pod.ip4().to_string(),
+        ),
+    ] {
+        for (proto, name) in [(Tcp, "TCP"), (Udp, "UDP")] {
+            let row = monitor.told(
+                |row| row["dialled"] == *to && row["protocol"] == name && row["client"] == *from,
+                || {
+                    let tried = client.attempt_all(&[(proto, to.parse()?)], 1, SOON)?;
+                    ensure!(tried.iter().all(|attempt| attempt.failure.is_some()));
+                    Ok(())
+                },
+            )?;
+            assert_eq!(row["reason"], reason, "{row}");
+            assert_eq!(row["path"], "packet", "{row}");
+            assert_eq!(row["device"], device, "{row}");
+            let service = row["service"].as_str().unwrap_or_default();
+            ensure!(service.starts_with("default/web"), "{row}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_comes_by_a_layer_3_device_or_is_dropped_before_a_service_is_known_is_told_too() -> Result<()>
+{
+    let mut stage = Stage::new()?;
+    let _tunnels = layer_3_devices(&stage.world)?;
+    stage.lead_to(&[]);
+    let _agent = stage.world.start(0, &["--packet-path=on"])?;
+    let node = stage.world.node(0)?;
+    node.wait_for_status("packets are served", |status| {
+        let packets = status.packet_path.as_ref();
+        packets.is_some_and(|packets| packets.devices == ["eth0", "tun0", "tun1"])
+    })?;
+    let home = stage.world.node(2)?;
+    home.netns().ip(&format!(
+        "route replace {} dev tun0 src 172.30.7.3",
+        BALANCER[0]
+    ))?;
+    let mut monitor = Monitor::start(node, &[])?;
+    let to = format!("{}:80", BALANCER[0]);
+    let row = monitor.told_of(&to, || fails(&stage.client, Tcp, &to))?;
+    assert_eq!(row["reason"], "refuse_no_endpoint", "{row}");
+    assert_eq!(row["device"], "tun0", "{row}");
+    assert_eq!(row["client"], "172.30.7.3", "{row}");
+    for (tags, reason, client) in [
+        (0, "drop_loopback", Some(home.ip4().to_string())),
+        (2, "drop_tag", None),
+    ] {
+        let frame = to_loopback(&stage, tags)?;
+        let row = monitor.told(|row| row["reason"] == reason, || send(home.netns(), &frame))?;
+        assert_eq!(row["path"], "packet", "{row}");
+        assert_eq!(row["device"], "eth0", "{row}");
+        assert_eq!(row["client"].as_str(), client.as_deref(), "{row}");
+        ensure!(row["service"].is_null(), "{row}");
     }
     Ok(())
 }

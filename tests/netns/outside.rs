@@ -216,7 +216,7 @@ fn flows_go_on_where_what_leads_to_their_tables_is_made_anew_and_other_sizes_beg
 }
 
 /// As modems and VPNs have them: one from the host outside to the node, and one from the node to the other node.
-fn layer_3_devices(world: &World) -> Result<[Tunnel; 2]> {
+pub(crate) fn layer_3_devices(world: &World) -> Result<[Tunnel; 2]> {
     let [node, other, outside] = [0, 1, 2].map(|at| world.node(at).map(Node::netns));
     let (node, other, outside) = (node?, other?, outside?);
     let tunnels = [
