@@ -32,6 +32,7 @@ use super::stats::Summary;
 use super::tables;
 use super::tenants::Tenants;
 use super::tenants::Upset;
+use super::tenants::Which;
 use super::universe::Worker;
 use super::worker::Task;
 use crate::apiserver::FakeApiserver;
@@ -110,8 +111,10 @@ pub(super) enum Order {
     Carried,
     /// Change the slice of this Service; reply with the time when that began, in nanoseconds of the monotonic clock.
     Begin(usize),
-    /// Change this many of the tenants' objects a second from now on; reply with how many were changed before.
-    Upset(u32),
+    /// Reply with how many nanoseconds the last change that was begun took at the apiserver itself.
+    Took,
+    /// Change this many of these tenants' objects a second from now on; reply with how many were changed before.
+    Upset(u32, Which),
 }
 
 /// The main function of the apiserver's process: its URL on the first line, then a reply to each order.
@@ -128,6 +131,7 @@ pub(super) fn serve(cluster: &Cluster) -> Result<()> {
         changes[service] = 1 - changes[service];
         api.put(scale.slice(service, changes[service]))
     };
+    let mut took = 0;
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{:?}", api.http().url())?;
     for line in io::stdin().lock().lines() {
@@ -156,11 +160,13 @@ pub(super) fn serve(cluster: &Cluster) -> Result<()> {
             Order::Begin(service) => {
                 let begun = monotonic()?;
                 change(service)?;
+                took = monotonic()? - begun;
                 begun
             }
-            Order::Upset(per_second) => {
+            Order::Took => took,
+            Order::Upset(per_second, which) => {
                 let upset = upset.as_mut().context("no tenants")?;
-                upset.set(per_second)
+                upset.set(per_second, which)?
             }
         };
         writeln!(stdout, "{reply}")?;

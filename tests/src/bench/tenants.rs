@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -66,11 +68,30 @@ pub struct Tenants {
     slices: usize,
 }
 
-const WAYS: usize = 10;
+/// How an object is large, in the order of [`large`].
+const WAYS: [&str; 10] = [
+    "source ranges",
+    "external IPs",
+    "ports",
+    "addresses of an endpoint",
+    "names of nodes and zones",
+    "a slice that does not decode",
+    "managed fields",
+    "labels",
+    "addresses of a load balancer",
+    "topology keys",
+];
+/// Which of the tenants' objects change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Which {
+    All,
+    /// Those that are large in this way, counted in [`WAYS`].
+    Way(usize),
+}
 
 impl Tenants {
     fn objects(self) -> Vec<Value> {
-        let large = (0..self.of_each * WAYS).flat_map(|n| large(n, 0));
+        let large = (0..self.of_each * WAYS.len()).flat_map(|n| large(n, 0));
         let slices = (0..self.slices).map(|n| {
             let endpoints = (0..1000).map(|e| {
                 let address = address(10 << 24 | 1 << 23, n * 1000 + e);
@@ -122,7 +143,7 @@ fn large(number: usize, version: usize) -> Vec<Value> {
         slice["metadata"]["annotations"]["version"] = json!(version.to_string());
         slice
     };
-    match number % WAYS {
+    match number % WAYS.len() {
         0 => {
             service["spec"]["type"] = json!("LoadBalancer");
             service["status"]["loadBalancer"] = json!({"ingress": [{"ip": "198.51.100.1"}]});
@@ -207,7 +228,7 @@ fn large(number: usize, version: usize) -> Vec<Value> {
 
 /// Changes tenants' objects one after the other, on a thread of its own.
 pub(super) struct Upset {
-    per_second: Arc<AtomicU32>,
+    orders: mpsc::Sender<(u32, Which)>,
     done: Arc<AtomicU32>,
 }
 
@@ -215,36 +236,71 @@ impl Upset {
     /// Puts the tenants' objects, and changes nothing yet.
     pub(super) fn start(tenants: Tenants, api: Arc<FakeApiserver>) -> Result<Self> {
         api.put_all(tenants.objects())?;
-        let (per_second, done) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
-        let upset = Self {
-            per_second: Arc::clone(&per_second),
-            done: Arc::clone(&done),
-        };
+        let (orders, ordered) = mpsc::channel();
+        let done: Arc<AtomicU32> = Arc::default();
+        let changed = Arc::clone(&done);
         thread::spawn(move || {
-            for turn in 0.. {
-                let number = turn * 7 % (tenants.of_each * WAYS).max(1);
-                let objects = large(number, 1 + turn / (tenants.of_each * WAYS).max(1));
-                let due = Instant::now();
-                let mut rate = per_second.load(Ordering::Relaxed);
-                while rate == 0 {
-                    thread::sleep(Duration::from_millis(1));
-                    rate = per_second.load(Ordering::Relaxed);
+            let objects = tenants.of_each * WAYS.len();
+            let (mut per_second, mut which) = (0, Which::All);
+            let (mut turn, mut due) = (0, Instant::now());
+            loop {
+                let order = match per_second {
+                    0 => ordered
+                        .recv()
+                        .map_err(|_gone| RecvTimeoutError::Disconnected),
+                    _ => ordered.recv_timeout(due.saturating_duration_since(Instant::now())),
+                };
+                match order {
+                    Ok(order) => {
+                        (per_second, which) = order;
+                        continue;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return,
+                    Err(RecvTimeoutError::Timeout) => {}
                 }
-                if api.put_all(objects).is_err() {
+                due = Instant::now() + Duration::from_secs(1) / per_second;
+                let number = match which {
+                    Which::All => turn * 7 % objects,
+                    Which::Way(way) => turn % tenants.of_each * WAYS.len() + way,
+                };
+                let others = match which {
+                    Which::All => objects,
+                    Which::Way(_) => tenants.of_each,
+                };
+                if api.put_all(large(number, 1 + turn / others)).is_err() {
                     return;
                 }
-                done.fetch_add(1, Ordering::Relaxed);
-                thread::sleep((Duration::from_secs(1) / rate).saturating_sub(due.elapsed()));
+                changed.fetch_add(1, Ordering::Relaxed);
+                turn += 1;
             }
         });
-        Ok(upset)
+        Ok(Self { orders, done })
     }
 
-    /// Changes this many a second from now on; returns how many were changed before.
-    pub(super) fn set(&mut self, per_second: u32) -> u64 {
-        self.per_second.store(per_second, Ordering::Relaxed);
-        u64::from(self.done.swap(0, Ordering::Relaxed))
+    /// Changes this many of these a second from now on; returns how many were changed before.
+    pub(super) fn set(&mut self, per_second: u32, which: Which) -> Result<u64> {
+        self.orders.send((per_second, which))?;
+        Ok(u64::from(self.done.swap(0, Ordering::Relaxed)))
     }
+}
+
+/// Milliseconds of the agent's processor time for each change of an object that is large in this way.
+fn cost(setting: &mut Setting, way: usize, count: u32) -> Result<f64> {
+    let seconds = u64::from(count.div_ceil(PER_SECOND));
+    let _before: u64 = setting
+        .server
+        .call(&Order::Upset(PER_SECOND, Which::Way(way)))?;
+    // The first changes also give back what another kind of objects needed.
+    thread::sleep(Duration::from_secs(1));
+    let used = setting.node.agent_cpu_time()?;
+    let _warm: u64 = setting
+        .server
+        .call(&Order::Upset(PER_SECOND, Which::Way(way)))?;
+    thread::sleep(Duration::from_secs(seconds));
+    let done: u64 = setting.server.call(&Order::Upset(0, Which::All))?;
+    thread::sleep(Duration::from_secs(1));
+    let used = setting.node.agent_cpu_time()?.saturating_sub(used);
+    Ok(used.as_secs_f64() * 1e3 / f64::from(u32::try_from(done)?.max(1)))
 }
 
 /// Makes tenants change objects as fast as they can, this many or a few more; returns how many.
@@ -256,21 +312,31 @@ fn rewrite(setting: &mut Setting, count: usize) -> Result<u64> {
             start.elapsed() < PATIENCE * 10,
             "{done} of {wanted} changes"
         );
-        done += setting.server.call::<u64>(&Order::Upset(1_000_000))?;
+        done += setting
+            .server
+            .call::<u64>(&Order::Upset(1_000_000, Which::All))?;
         thread::sleep(PAUSE);
     }
-    done += setting.server.call::<u64>(&Order::Upset(0))?;
+    done += setting.server.call::<u64>(&Order::Upset(0, Which::All))?;
     Ok(done)
 }
 
 /// Milliseconds from changes of the watched Service to its publish word.
+struct Changes {
+    /// From their begin at the apiserver.
+    whole: Vec<f64>,
+    /// What the apiserver itself needed, which also writes the tenants' objects, one after the other.
+    at_apiserver: Vec<f64>,
+}
+
 fn changes(
     setting: &mut Setting,
     words: &PublishWords,
     at: usize,
     count: usize,
-) -> Result<Vec<f64>> {
-    let mut times = Vec::with_capacity(count);
+) -> Result<Changes> {
+    let (mut whole, mut at_apiserver) = (Vec::with_capacity(count), Vec::with_capacity(count));
+    let milliseconds = |nanoseconds| Duration::from_nanos(nanoseconds).as_secs_f64() * 1e3;
     for _ in 0..count {
         let before = words.at(at);
         setting.server.tell(&Order::Begin(WATCHED))?;
@@ -281,10 +347,14 @@ fn changes(
         }
         let seen = monotonic()?;
         let begun: u64 = setting.server.reply()?;
-        times.push(Duration::from_nanos(seen.saturating_sub(begun)).as_secs_f64() * 1e3);
+        whole.push(milliseconds(seen.saturating_sub(begun)));
+        at_apiserver.push(milliseconds(setting.server.call(&Order::Took)?));
         thread::sleep(PAUSE);
     }
-    Ok(times)
+    Ok(Changes {
+        whole,
+        at_apiserver,
+    })
 }
 
 /// The service index of the watched Service: the one whose word changes each time. Others may change meanwhile, for the
@@ -372,9 +442,9 @@ pub fn measure(lab: &crate::lab::Lab, options: &Options) -> Result<Measure> {
                 None => claim,
             });
         };
-        add("another Service's change, at rest", calm, Some(100.0));
+        add("another Service's change, at rest", calm.whole, Some(100.0));
         if of_each > 0 {
-            let _before: u64 = setting.server.call(&Order::Upset(PER_SECOND))?;
+            let _before: u64 = setting.server.call(&Order::Upset(PER_SECOND, Which::All))?;
             let stop = AtomicBool::new(false);
             let node = setting.node.clone();
             let started = Instant::now();
@@ -391,9 +461,10 @@ pub fn measure(lab: &crate::lab::Lab, options: &Options) -> Result<Measure> {
                 anyhow::Ok((upset?, joined(statuses)?, joined(health)?))
             })?;
             let took = started.elapsed();
-            let done: u64 = setting.server.call(&Order::Upset(0))?;
-            samples.clone_from(&upset);
-            add("  while they change", upset, Some(100.0));
+            let done: u64 = setting.server.call(&Order::Upset(0, Which::All))?;
+            samples.clone_from(&upset.whole);
+            add("  while they change", upset.whole, Some(100.0));
+            add("  of which at the apiserver", upset.at_apiserver, None);
             add("  status meanwhile", statuses, Some(100.0));
             add("  /healthz meanwhile", health, Some(100.0));
             let rate = f64::from(u32::try_from(done)?) / took.as_secs_f64();
@@ -403,11 +474,11 @@ pub fn measure(lab: &crate::lab::Lab, options: &Options) -> Result<Measure> {
                 vec![rate],
             ));
             // All at once, and the watched Service's behind them.
-            let _before: u64 = setting.server.call(&Order::Upset(1_000_000))?;
+            let _before: u64 = setting.server.call(&Order::Upset(1_000_000, Which::All))?;
             thread::sleep(Duration::from_secs(3));
             let burst = changes(&mut setting, &words, at, count / 10)?;
-            let done: u64 = setting.server.call(&Order::Upset(0))?;
-            let Summary { p50, p99, .. } = Summary::of(&burst);
+            let done: u64 = setting.server.call(&Order::Upset(0, Which::All))?;
+            let Summary { p50, p99, .. } = Summary::of(&burst.whole);
             claims.push(Claim::new(
                 "  without a pause between them, p50",
                 "ms",
@@ -421,8 +492,16 @@ pub fn measure(lab: &crate::lab::Lab, options: &Options) -> Result<Measure> {
             ));
         }
         if of_each > 0 {
+            for (way, what) in WAYS.iter().enumerate() {
+                let cost = cost(&mut setting, way, if options.quick { 10 } else { 50 })?;
+                claims.push(Claim::new(
+                    format!("  the agent's processor time for a change of {what}"),
+                    "ms",
+                    vec![cost],
+                ));
+            }
             let rewrites = if options.quick { 1 } else { REWRITES };
-            let rewritten = rewrite(&mut setting, of_each * WAYS * rewrites)?;
+            let rewritten = rewrite(&mut setting, of_each * WAYS.len() * rewrites)?;
             let rewritten = f64::from(u32::try_from(rewritten)?);
             claims.push(Claim::new(
                 "  then objects written anew, with other names",
