@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
+use yurt_net::config::flags::Client;
 use yurt_net::config::{Cli, Command};
 use yurt_net::explain::rows::{Paint, plan_table};
 use yurt_net::explain::verdict::{Dial, OwnAddresses, explain};
@@ -248,15 +249,18 @@ fn the_verdict_in_the_readme_is_what_explain_prints_on_the_node_of_the_plan() ->
     let Command::Explain(asked) = Cli::try_parse_from(line.split(' '))?.command else {
         anyhow::bail!("{line} is no explain");
     };
+    let (Client::Address(from), Some(to)) = (asked.from, asked.to) else {
+        anyhow::bail!("{line} has no addresses");
+    };
     let Command::Plan(args) = Cli::try_parse_from(PLAN.split(' '))?.command else {
         anyhow::bail!("{PLAN} is no plan");
     };
     let policy = args.policy.config(&args.node);
     let printed = example(&args.node, args.source, &policy, |table, reasons, own| {
         let dial = Dial {
-            from: asked.from,
-            to: asked.to.address,
-            protocol: asked.to.protocol,
+            from,
+            to: to.address,
+            protocol: to.protocol,
         };
         explain(table, reasons, own, dial).to_string()
     })?;

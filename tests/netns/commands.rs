@@ -323,6 +323,20 @@ fn explain_says_the_same_from_the_agent_and_from_its_source() -> Result<()> {
         assert_eq!(live["verdict"], verdict, "{from} {to}: {live}");
         assert_eq!(live, offline, "{from} {to}");
     }
+    // By name, from both.
+    let by_address = explain(node, &pod, "10.96.0.10:80/TCP")?;
+    for more in [&[][..], &["--node", "edge-1", "--source", &source]] {
+        let ask = |service: &str| {
+            let words = ["explain", "--from", &pod, service, "-o", "json"];
+            node.yurt_net(&[&words[..], more].concat())
+        };
+        assert_eq!(json(&ask("default/web:80")?)?, by_address);
+        let unknown = said(&ask("default/wbe")?);
+        ensure!(
+            unknown.contains("there is no default/wbe, but there is default/empty, default/web"),
+            "{unknown}"
+        );
+    }
     let live = explain(node, &pod, "10.96.0.10:80/TCP")?;
     assert_eq!(live["service"], "default/web:tcp-80");
     assert_eq!(live["endpoints"], Value::from(vec!["10.244.1.10:8080"]));

@@ -129,7 +129,7 @@ async fn dispatch(
         }
         Command::Load(args) => cli::load::load(args).await?,
         Command::Plan(args) => cli::verbs::plan(args).await?,
-        Command::Explain(args) => cli::verbs::explain(args).await?,
+        Command::Explain(args) => cli::explain::explain(args).await?,
         Command::Status(args) => cli::verbs::status(args).await?,
         Command::Services(args) => cli::services::services(args).await?,
         Command::Flows(args) => cli::flows::flows(args).await?,

@@ -88,6 +88,7 @@ impl Node {
             format!("explain {flow} {source}"),
             format!("explain {flow} {source} -o json"),
             format!("explain {flow} --state-dir {state}"),
+            format!("explain --from 10.1.0.2 default/web-0 {source}"),
             format!("status --state-dir {state}"),
             format!("status --state-dir {state} -o json --wait 1s"),
             format!("check {place} {cni}"),

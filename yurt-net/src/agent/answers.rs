@@ -10,6 +10,7 @@ use super::react::Phase;
 use super::steps::facts;
 use crate::dataplane::DataplaneError;
 use crate::error::chain;
+use crate::explain::find::Found;
 use crate::explain::services::{Expected, named};
 use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain};
 use crate::host::clock::unix_seconds;
@@ -47,7 +48,10 @@ impl Agent {
                 Err(error) => Ok(control::error_reply(&chain(&error))),
             },
             // Before any source has spoken the table has no Service, although the kernel may serve them all.
-            Request::Explain(_) | Request::Services(_) | Request::Expected(_)
+            Request::Explain(_)
+            | Request::Services(_)
+            | Request::Expected(_)
+            | Request::Find(_)
                 if self.serving.phase() != Phase::Serving =>
             {
                 Ok(control::error_reply(NO_TABLE))
@@ -61,6 +65,11 @@ impl Agent {
                 serde_json::to_value(named(self.serving.table(), &frontends))
             }
             Request::Expected(service) => serde_json::to_value(self.expected(&service)),
+            Request::Find(service) => {
+                let snapshot = self.sources.snapshot();
+                let found = snapshot.map(|snapshot| Found::of(snapshot, &service));
+                serde_json::to_value(found.unwrap_or_default())
+            }
         };
         let reply = reply.unwrap_or_else(|error| control::error_reply(&error.to_string()));
         if call.reply.send(reply).is_err() {

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod cni;
+pub mod explain;
 pub mod flows;
 mod kept;
 pub mod ledger;

@@ -158,6 +158,17 @@ pub(super) async fn ledger(place: &Place) -> Ledger {
 
 /// The Pods in it that run, by address.
 pub(super) fn pods(ledger: &Ledger) -> BTreeMap<IpAddr, String> {
+    let pods = running(ledger).map(|(name, address)| (address, name));
+    pods.collect()
+}
+
+/// The addresses of a Pod in it that runs, `namespace/name`; none if there is no such one.
+pub(super) fn addresses_of(ledger: &Ledger, pod: &str) -> Vec<IpAddr> {
+    let its = running(ledger).filter(|(name, _)| name == pod);
+    its.map(|(_, address)| address).collect()
+}
+
+fn running(ledger: &Ledger) -> impl Iterator<Item = (String, IpAddr)> {
     let entries = ledger.entries().iter();
     let pods = entries.filter(|(key, entry)| {
         // Of some entries only the container is known.
@@ -165,9 +176,8 @@ pub(super) fn pods(ledger: &Ledger) -> BTreeMap<IpAddr, String> {
     });
     pods.flat_map(|(key, entry)| {
         let name = format!("{}/{}", key.namespace, key.name);
-        (entry.addresses.iter()).map(move |address| (*address, name.clone()))
+        (entry.addresses.iter()).map(move |address| (name.clone(), *address))
     })
-    .collect()
 }
 
 /// All addresses of a Service, whether or not they are served here.

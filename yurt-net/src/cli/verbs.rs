@@ -1,4 +1,5 @@
-//! `plan`, `explain`, `status` and `cleanup`.
+//! `plan`, `status` and `cleanup`.
+
 use std::collections::BTreeSet;
 use std::io::IsTerminal as _;
 use std::net::IpAddr;
@@ -6,13 +7,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
 use super::links::PATIENCE;
-use super::live::{Live, LiveError, live};
-use crate::config::flags::{CleanupArgs, ExplainArgs, Output, PlanArgs, PolicyArgs, StatusArgs};
+use super::live::LiveError;
+use crate::config::flags::{CleanupArgs, Output, PlanArgs, PolicyArgs, StatusArgs};
 use crate::config::{Place, Record};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::attach::cleanup::Cleanup;
@@ -20,8 +20,7 @@ use crate::dataplane::attach::strays::{Strays, shown};
 use crate::dataplane::claim::{Claim, Owned};
 use crate::dataplane::ports::ReservedPorts;
 use crate::error::chain;
-use crate::explain::rows::{Paint, plan_json, plan_table, unknown_interfaces};
-use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain as explain_flow};
+use crate::explain::rows::{Paint, plan_json, plan_table};
 use crate::host::cgroup::cgroup;
 use crate::host::clock::unix_seconds;
 use crate::host::disk::errand::{SILENCE, once};
@@ -67,6 +66,9 @@ pub enum VerbError {
     /// A Service was asked for by name, and no names are known.
     #[error("{0}")]
     Nameless(String),
+    /// Nothing has the name that was given, or too much.
+    #[error("{0}")]
+    NotFound(String),
     /// The kernel.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
@@ -110,13 +112,17 @@ fn paint() -> Paint {
 }
 
 /// What one reading of a source gave.
-struct Read {
-    snapshot: Snapshot,
+pub(super) struct Read {
+    pub(super) snapshot: Snapshot,
     is_hub: bool,
 }
 
 /// Reads a source once.
-async fn load(source: &SourceSpec, node: &str, policy: &PolicyArgs) -> Result<Read, VerbError> {
+pub(super) async fn load(
+    source: &SourceSpec,
+    node: &str,
+    policy: &PolicyArgs,
+) -> Result<Read, VerbError> {
     let specs = std::slice::from_ref(source);
     let mut sources = Sources::start(specs, policy.scope(node), None).await?;
     let started = Instant::now();
@@ -157,10 +163,10 @@ pub(super) async fn interfaces() -> NodeView {
 }
 
 /// What an agent of this node would do.
-struct Planned<'a> {
-    table: ServiceTable,
-    reasons: Reasons<'a>,
-    view: NodeView,
+pub(super) struct Planned<'a> {
+    pub(super) table: ServiceTable,
+    pub(super) reasons: Reasons<'a>,
+    pub(super) view: NodeView,
 }
 
 /// The addresses of this machine's Pods. Nothing is known without a ledger, or without the right to read it.
@@ -176,7 +182,7 @@ async fn ledger(dirs: LedgerDirs) -> BTreeSet<IpAddr> {
 }
 
 impl<'a> Planned<'a> {
-    async fn new(
+    pub(super) async fn new(
         read: &'a Read,
         node: &str,
         source: &SourceSpec,
@@ -225,66 +231,6 @@ pub async fn plan(args: &PlanArgs) -> Result<(), VerbError> {
         Output::Json => print(text::json(&plan_json(&table, &reasons))? + "\n")?,
     }
     Ok(())
-}
-
-/// `explain`.
-pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
-    let dial = Dial {
-        from: args.from,
-        to: args.to.address,
-        protocol: args.to.protocol,
-    };
-    let explanation: Explanation = match (&args.source, &args.node) {
-        (Some(source), Some(node)) => {
-            let read = load(source, node, &args.policy).await?;
-            let Planned {
-                table,
-                reasons,
-                view,
-            } = Planned::new(
-                &read,
-                node,
-                source,
-                &args.policy,
-                args.place.place().ledger(),
-            )
-            .await;
-            let mut own = OwnAddresses::new(&read.snapshot, node);
-            own.node.extend(view.local_addresses.into_iter().flatten());
-            let mut explanation = explain_flow(&table, &reasons, &own, dial);
-            if !reasons.see_interfaces() {
-                explanation.reason += &format!("; {}", unknown_interfaces(node));
-            }
-            explanation
-        }
-        _ => {
-            let answer = ask(&args.place.place().sockets(), &Request::Explain(dial)).await?;
-            serde_json::from_value(answer)?
-        }
-    };
-    let live = match args.live {
-        true => Some(live(&args.place.place(), dial, args.device.as_deref()).await?),
-        false => None,
-    };
-    match args.output {
-        Output::Table => {
-            let live = live.as_ref().map(text::plain).transpose()?;
-            let live = live.map_or_else(String::new, |live| live.to_string());
-            print(text::plain(&explanation)?.to_string() + &live)?;
-        }
-        Output::Json => print(text::json(&Explained { explanation, live })? + "\n")?,
-    }
-    Ok(())
-}
-
-/// The object that `explain -o json` prints.
-#[derive(Serialize)]
-struct Explained {
-    #[serde(flatten)]
-    explanation: Explanation,
-    /// With `--live`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    live: Option<Live>,
 }
 
 /// `status`.

@@ -2,6 +2,7 @@
 
 mod cni;
 mod devices;
+mod explain;
 mod flows;
 mod kube_proxy;
 mod monitor;
@@ -16,13 +17,13 @@ mod tests;
 mod translate;
 mod values;
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 pub use self::cni::{CniArgs, CniKeepArg, CniPlaceArgs, CniVerb};
+pub use self::explain::{Client, ExplainArgs};
 pub use self::flows::{FlowsArgs, To};
 pub use self::kube_proxy::ProxyArgs;
 pub use self::monitor::MonitorArgs;
@@ -54,7 +55,8 @@ pub enum Command {
     /// Print the table that a node would have; on that node, with what its interfaces change. Needs no root and no
     /// kernel support.
     Plan(PlanArgs),
-    /// Print the verdict for one flow, and why. From the running agent, or from a source.
+    /// Print the verdict for one flow, and why. From the running agent, or from a source. Pods and Services may be
+    /// named.
     Explain(ExplainArgs),
     /// Print the status of the running agent.
     Status(StatusArgs),
@@ -103,40 +105,6 @@ pub struct PlanArgs {
     /// Where the ledger is, if this machine is the node.
     #[command(flatten)]
     pub ledger: LedgerDirsArgs,
-    /// Form of the output.
-    #[arg(short, long, value_enum, default_value = "table")]
-    pub output: Output,
-}
-
-/// `explain`.
-#[derive(Args, Clone, Debug)]
-pub struct ExplainArgs {
-    /// Address of the client.
-    #[arg(long, value_name = "ADDR")]
-    pub from: IpAddr,
-    /// What it dials, as `10.96.0.10:80/TCP` or `[fd00::10]:53/UDP`.
-    #[arg(long, value_name = "ADDR:PORT/PROTO")]
-    pub to: Destination,
-    /// Run the program of the packet path that is in force on a made-up packet as well, and print what it does. As
-    /// root, on the node; for clients outside. No flow is left behind.
-    #[arg(long)]
-    pub live: bool,
-    /// The device that the made-up packet comes in by [default: the one with the default route]. For a Pod of this
-    /// node, its own.
-    #[arg(long, value_name = "NAME", requires = "live")]
-    pub device: Option<String>,
-    /// Name of the node; with --source.
-    #[arg(long, env = "NODE_NAME", value_name = "NAME", requires = "source")]
-    pub node: Option<String>,
-    /// Ask this source instead of the running agent.
-    #[arg(long, value_name = "SRC", requires = "node")]
-    pub source: Option<SourceSpec>,
-    /// Where the agent keeps things.
-    #[command(flatten)]
-    pub place: PlaceArgs,
-    /// Policy; with --source.
-    #[command(flatten)]
-    pub policy: PolicyArgs,
     /// Form of the output.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,

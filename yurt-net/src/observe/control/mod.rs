@@ -51,6 +51,8 @@ pub enum Request {
     Services(Vec<(SocketAddr, Protocol)>),
     /// What the frontends of a Service, `ns/name`, or of one of its ports, `ns/name:port`, should do.
     Expected(String),
+    /// The addresses of such a Service or port, or what there is instead.
+    Find(String),
 }
 
 /// A request on its way to the loop, and the way back.
