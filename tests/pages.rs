@@ -1,5 +1,5 @@
-//! What the pages (README.md, CONTRIBUTING.md, docs/) say of the command line is so. The lines of `cargo xtask` are
-//! tested in xtask.
+//! What the pages (README.md, README.zh.md, CONTRIBUTING.md, docs/) say of the command line is so. The lines of
+//! `cargo xtask` are tested in xtask.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -37,6 +37,7 @@ fn workspace() -> PathBuf {
 fn pages() -> Result<Vec<(String, String)>> {
     let mut paths = vec![
         workspace().join("README.md"),
+        workspace().join("README.zh.md"),
         workspace().join("CONTRIBUTING.md"),
     ];
     for entry in fs::read_dir(workspace().join("docs"))? {
