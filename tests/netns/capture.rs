@@ -1,6 +1,6 @@
 //! Sees every packet on every device of a node, or counts those of one device.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::io::Read;
@@ -19,7 +19,7 @@ use anyhow::Context;
 use anyhow::Result;
 use anyhow::anyhow;
 use anyhow::ensure;
-use yurt_net_tests::lab::Node;
+use yurt_net_tests::lab::{Node, Pod};
 
 /// `ETH_P_ALL`.
 const ALL: u16 = 3;
@@ -37,14 +37,33 @@ impl Capture {
         Ok(Self(File::from(socket)))
     }
 
+    /// The same in that of a Pod.
+    pub(crate) fn start_in(pod: &Pod) -> Result<Self> {
+        let socket = pod.netns().run(open)?.context("open a packet socket")?;
+        Ok(Self(File::from(socket)))
+    }
+
     /// The destinations of the packets so far.
     pub(crate) fn destinations(&mut self) -> Result<Vec<IpAddr>> {
+        self.each(destination)
+    }
+
+    /// How many hops the packets so far have left that go to a port.
+    pub(crate) fn hops_left(&mut self, to: u16) -> Result<BTreeSet<u8>> {
+        let hops = self.each(|packet| {
+            let at = if packet.first()? >> 4 == 4 { 8 } else { 7 };
+            (port(packet)? == to).then(|| packet.get(at).copied())?
+        })?;
+        Ok(hops.into_iter().collect())
+    }
+
+    fn each<T>(&mut self, read: impl Fn(&[u8]) -> Option<T>) -> Result<Vec<T>> {
         thread::sleep(SETTLE);
         let mut seen = Vec::new();
         let mut packet = [0; LONGEST];
         loop {
             match self.0.read(&mut packet) {
-                Ok(length) => seen.extend(destination(&packet[..length])),
+                Ok(length) => seen.extend(read(&packet[..length])),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(seen),
                 Err(e) => return Err(e).context("read a packet"),
             }

@@ -14,6 +14,7 @@ mod configuration;
 mod devices;
 mod drift;
 mod established;
+mod fast;
 mod files;
 mod flows;
 mod frames;

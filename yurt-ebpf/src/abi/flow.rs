@@ -1,5 +1,7 @@
 //! The maps of the packet path: flows of clients outside, and the devices that lead there.
 
+use super::address::Words;
+
 /// Version of the maps of the packet path: `yurt_flow4`, `yurt_dgram4`, `yurt_open4` and those of IPv6, `yurt_edge`,
 /// `yurt_pk_count`.
 ///
@@ -97,6 +99,9 @@ pub const FLOW_IS_INSIDE: u32 = 4;
 /// [`Flow::state`]: both sides have sent theirs, or one has reset the connection. All entries of a flow get it at once,
 /// and are among those that are opening from then on, for nobody is hurt if they go.
 pub const FLOW_IS_CLOSED: u32 = 8;
+/// [`Flow::state`]: its packets are led past the stack, in both directions, while that is allowed. Said of the first
+/// packet and for good: what remembers connections in the stack has seen all of a flow, or nothing of it.
+pub const FLOW_IS_FAST: u32 = 16;
 
 /// A flow without connections is over when it was quiet for so many seconds, as conntrack has it for streams of UDP; so
 /// is a connection that nobody has answered.
@@ -129,6 +134,38 @@ pub struct EdgeRow {
     pub is_pods: u32,
 }
 
+/// Entries of `yurt_near`, a power of two.
+pub const NEARS: u32 = 1024;
+
+/// Value of `yurt_near`: an address of a Pod of this node, to which packets are led past the stack. Its place is what
+/// its last bytes say, so of two addresses with the same place one is served by the stack.
+///
+/// `yurt_near_devs` has the device at the same place. The kernel takes it out when the device goes, whoever sees that
+/// or not; the row counts only while both name the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct NearRow {
+    /// The Pod's address, IPv4-mapped for IPv4.
+    pub addr: [u8; 16],
+    /// The host's end of its device; 0: there is nobody.
+    pub ifindex: u32,
+    /// Bytes of the largest packet that the device takes.
+    pub mtu: u32,
+    /// The link-layer addresses of a frame to the Pod: its own, and who seems to send it.
+    pub macs: [u8; 12],
+    /// Zero.
+    pub pad: [u8; 4],
+}
+
+impl NearRow {
+    /// The place of an address, IPv4-mapped for IPv4.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the last bytes are wanted")]
+    pub const fn place((_, low): Words) -> u32 {
+        u64::from_be(low) as u32 & (NEARS - 1)
+    }
+}
+
 /// Entries of `yurt_edge_more`, the programs that others of the packet path go on with: more than there are.
 pub const STAGES: u32 = 16;
 /// Index into `yurt_edge_more`: decides on a packet of IPv4 that came in by a device that leads outside, and may open a
@@ -146,6 +183,11 @@ pub const STAGE_ERROR_IN: u32 = 2;
 pub const STAGE_ERROR_OUT: u32 = 3;
 /// Answers a packet that is refused, and is counted already, where it came from.
 pub const STAGE_REFUSES: u32 = 4;
+/// Leads a packet of a flow, which has its backend's address by now, to a Pod of this node past the stack. It relies on
+/// what its caller has looked up; an earlier agent's programs do not call it.
+pub const STAGE_FAST_IN: u32 = 5;
+/// Leads what a Pod of this node answers out of the node past the stack, before it is changed.
+pub const STAGE_FAST_OUT: u32 = 6;
 /// [`STAGE_OPENS4`] for a packet that came in from a Pod of this node.
 pub const STAGE_POD_OPENS4: u32 = 8;
 /// The same for IPv6.
@@ -187,6 +229,10 @@ pub enum Handled {
     /// Dropped: a VLAN tag behind none, or behind a priority alone: the kernel would deliver what is in it, past all
     /// programs.
     DropTag = 14,
+    /// Of those that are led to their backend: past the stack.
+    FastToBackend = 15,
+    /// Of those that are led to appear with the address that the client dialled: past the stack.
+    FastToClient = 16,
 }
 
 impl Handled {
@@ -203,7 +249,7 @@ impl Handled {
 /// Entries of `yurt_pk_count`: a power of two, so that a number is masked into it.
 pub const HANDLED: u32 = 32;
 /// A name for each, as `status` prints it.
-pub const HANDLED_NAMES: [&str; 15] = [
+pub const HANDLED_NAMES: [&str; 17] = [
     "new_flow",
     "to_backend",
     "to_client",
@@ -219,4 +265,6 @@ pub const HANDLED_NAMES: [&str; 15] = [
     "drop_unchanged",
     "drop_no_program",
     "drop_tag",
+    "fast_to_backend",
+    "fast_to_client",
 ];

@@ -27,11 +27,12 @@ pub use self::event::{
 };
 pub use self::flow::{
     EDGES, EdgeRow, FLOW_CLOSED_S, FLOW_DIALLED, FLOW_HALF_CLOSED_S, FLOW_IS_ANSWERED,
-    FLOW_IS_CLOSED, FLOW_IS_CLOSING, FLOW_IS_INSIDE, FLOW_MAPS, FLOW_MASQUERADED, FLOW_OPENING_S,
-    FLOW_PART_ARRIVING, FLOW_PART_LEAVING, FLOW_PART_S, FLOW_QUIET_S, FLOW_SERVED, FLOWS_DATAGRAMS,
-    FLOWS_OPENING, FLOWS_UP, Flow, Flow4, Flow6, FlowKey, FlowKey4, FlowKey6, HANDLED,
-    HANDLED_NAMES, Handled, PACKET_ABI, STAGE_ERROR_IN, STAGE_ERROR_OUT, STAGE_OPENS4,
-    STAGE_OPENS6, STAGE_POD_OPENS4, STAGE_POD_OPENS6, STAGE_REFUSES, STAGES,
+    FLOW_IS_CLOSED, FLOW_IS_CLOSING, FLOW_IS_FAST, FLOW_IS_INSIDE, FLOW_MAPS, FLOW_MASQUERADED,
+    FLOW_OPENING_S, FLOW_PART_ARRIVING, FLOW_PART_LEAVING, FLOW_PART_S, FLOW_QUIET_S, FLOW_SERVED,
+    FLOWS_DATAGRAMS, FLOWS_OPENING, FLOWS_UP, Flow, Flow4, Flow6, FlowKey, FlowKey4, FlowKey6,
+    HANDLED, HANDLED_NAMES, Handled, NEARS, NearRow, PACKET_ABI, STAGE_ERROR_IN, STAGE_ERROR_OUT,
+    STAGE_FAST_IN, STAGE_FAST_OUT, STAGE_OPENS4, STAGE_OPENS6, STAGE_POD_OPENS4, STAGE_POD_OPENS6,
+    STAGE_REFUSES, STAGES,
 };
 pub use self::guard::{
     GUARD_ABI, GUARD_AUDIT, GUARD_ENFORCE, GUARD_MACS, GUARD_PLAIN, GUARD_PREFIXES, GuardRow,
@@ -128,6 +129,7 @@ pods! {
     Flow6: 56 { to, node, to_port_be, node_port_be, ifindex, service, state, last_s, expected }
     Refused: 8 { second, count }
     EdgeRow: 24 { addr6, addr4, is_pods }
+    NearRow: 40 { addr, ifindex, mtu, macs, pad }
     VtepKey: 24 { underlay, vni, port_be, pad }
     VtepSeen: 40 { known, other, known_frames, other_frames, others }
 }

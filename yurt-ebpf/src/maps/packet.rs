@@ -3,11 +3,11 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{self, ArrayOfMaps};
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
+use aya_ebpf::maps::{Array, DevMap, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 
 use yurt_ebpf::abi::{
-    self, EDGES, EdgeRow, FLOW_MAPS, Flow4, Flow6, FlowKey4, FlowKey6, HANDLED, REFUSED_HOSTS,
-    Refused,
+    self, EDGES, EdgeRow, FLOW_MAPS, Flow4, Flow6, FlowKey4, FlowKey6, HANDLED, NEARS, NearRow,
+    REFUSED_HOSTS, Refused,
 };
 use yurt_ebpf::rewrite::flow::Scratch;
 
@@ -64,6 +64,17 @@ pub(crate) static SCRATCH4: PerCpuArray<Scratch<[u8; 4]>> = PerCpuArray::with_ma
 #[map(name = "yurt_pk_work6")]
 pub(crate) static SCRATCH6: PerCpuArray<Scratch<[u8; 16]>> = PerCpuArray::with_max_entries(1, 0);
 
+/// Pods of this node to which packets are led past the stack, see [`NearRow`].
+#[map(name = "yurt_near")]
+pub(crate) static NEAR: Array<NearRow> = Array::with_max_entries(NEARS, 0);
+/// Their devices, at the same places.
+#[map(name = "yurt_near_devs")]
+pub(crate) static NEAR_DEVICES: DevMap = DevMap::with_max_entries(NEARS, 0);
+/// Until when packets may be led past the stack: nanoseconds of `CLOCK_MONOTONIC`. Whoever allows it says so again and
+/// again, so that it ends where nobody looks any more.
+#[map(name = "yurt_fast_until")]
+pub(crate) static FAST_UNTIL: Array<u64> = Array::with_max_entries(1, 0);
+
 /// How many ports were given to masquerade with: whose turn it is, in order.
 #[map(name = "yurt_snat_turn")]
 static SNAT_TURN: Array<u32> = Array::with_max_entries(1, 0);
@@ -77,6 +88,18 @@ static MISSING_LINK_HEADER: u32 = 0;
 pub(crate) fn missing_link_header() -> u32 {
     // SAFETY: a read of an initialised static; volatile, so that it is not folded to the default.
     unsafe { core::ptr::read_volatile(&raw const MISSING_LINK_HEADER) }
+}
+
+/// 1 if packets may be led past the stack at all; else the programs lose what is for that. The agent sets it before the
+/// load.
+#[unsafe(no_mangle)]
+static FAST_PATH: u32 = 0;
+
+/// See `FAST_PATH`.
+#[inline(always)]
+pub(crate) fn has_fast_path() -> bool {
+    // SAFETY: a read of an initialised static; volatile, so that it is not folded to the default.
+    unsafe { core::ptr::read_volatile(&raw const FAST_PATH) != 0 }
 }
 
 /// First port to masquerade with. The agent sets it before the load.

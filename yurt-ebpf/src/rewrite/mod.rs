@@ -37,6 +37,7 @@ use crate::frame::{ETH, ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_TYPE, Frame};
 
 mod answer;
 pub mod flow;
+pub mod hop;
 pub mod refusal;
 
 pub use self::answer::{ADVERTISEMENT_FRAME, Asker, arp, neighbour};

@@ -43,6 +43,7 @@ mod disk;
 mod error;
 mod established;
 mod facts;
+mod fast;
 mod guarding;
 mod health;
 mod lines;

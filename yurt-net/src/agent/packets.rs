@@ -9,14 +9,17 @@ use std::path::{Path, PathBuf};
 use tracing::{info, warn};
 
 use super::facts::Facts;
+use super::fast::Fast;
 use super::problem::{Problem, of_failures};
 use super::worker::Worker;
 use crate::config::AgentConfig;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::counts::Counts;
+use crate::dataplane::fast::FastMaps;
 use crate::dataplane::packet::{PacketOptions, Packets as Kernel};
 use crate::dataplane::ports::ReservedPorts;
-use crate::edge::{EdgeImage, Patterns, compile};
+use crate::edge::fast::FastPath;
+use crate::edge::{EdgeImage, EdgeRow, Patterns, compile};
 use crate::error::chain;
 use crate::observe::status::{PacketPath, Status};
 
@@ -26,6 +29,8 @@ struct Work {
     counters: Option<Counts>,
     /// Devices that have their programs.
     served: BTreeSet<u32>,
+    /// Their rows, and the maps of the fast path; `None` where nothing is loaded.
+    fast: Option<(BTreeMap<u32, EdgeRow>, FastMaps)>,
     failures: Vec<DataplaneError>,
 }
 
@@ -39,6 +44,7 @@ pub(super) struct Packets {
     /// The search for programs whose pins are out of sight is done: once is enough, as an earlier agent left them.
     has_looked: bool,
     served: BTreeSet<u32>,
+    fast: Fast,
     mistaken: Problem,
     problem: Problem,
 }
@@ -67,6 +73,9 @@ impl Packets {
             counters: None,
             has_looked: false,
             served: BTreeSet::new(),
+            fast: Fast::start(
+                (config.packets.as_ref()).map_or(FastPath::Off, |packets| packets.fast),
+            ),
             mistaken: Problem::of("--edge-device"),
             problem: Problem::of("packets are not served as they should be"),
             bpffs,
@@ -121,7 +130,11 @@ impl Packets {
                 self.counters = work.counters;
                 self.served = work.served;
                 self.has_looked = work.failures.is_empty();
-                of_failures(&work.failures)
+                let mut failures = work.failures;
+                if let Some((rows, maps)) = work.fast {
+                    failures.extend(self.fast.hear(&rows, maps).err());
+                }
+                of_failures(&failures)
             }
             Ok(Err(error)) => Some(chain(&error)),
             Err(error) => Some(error.to_string()),
@@ -148,6 +161,7 @@ impl Packets {
                 let (first, count) = options.ports;
                 format!("{first}-{}", first.saturating_add(count - 1))
             }),
+            fast_path: self.fast.report(),
             problem: (self.problem.get().or(self.mistaken.get())).cloned(),
             ..PacketPath::default()
         });
@@ -199,9 +213,14 @@ fn do_work(
         kernel.remove()?;
         return Ok((None, Work::default()));
     }
+    let served = kernel.observe()?.complete(wanted);
+    let rows = wanted.rows.iter();
+    let rows = rows.filter(|(ifindex, _)| served.contains(ifindex));
+    let rows = rows.map(|(ifindex, row)| (*ifindex, *row)).collect();
     let work = Work {
         counters: Some(kernel.counters()?),
-        served: kernel.observe()?.complete(wanted),
+        fast: Some((rows, kernel.fast()?)),
+        served,
         failures,
     };
     Ok((Some(kernel), work))

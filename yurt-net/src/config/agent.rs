@@ -10,6 +10,7 @@ use crate::cni::install::files::Cni;
 use crate::dataplane::packet::PacketOptions;
 use crate::dataplane::service::SocketLb;
 use crate::edge::Patterns;
+use crate::edge::fast::FastPath;
 use crate::plan::Capacity;
 use crate::pods::guard::ExtraPolicy;
 use crate::pods::settings::GuardSettings;
@@ -26,6 +27,8 @@ pub struct PacketConfig {
     pub options: PacketOptions,
     /// Devices that lead outside, and those of Pods.
     pub devices: Patterns,
+    /// Whether packets to Pods of this node are led past the stack.
+    pub fast: FastPath,
 }
 
 /// All that `run` needs to know.

@@ -6,6 +6,7 @@
 //! | `pod` | the maps of the guard and of translation |
 //! | `packet` | the maps and programs that serve packets from outside |
 //! | `events` | what programs tell of refusals and drops, while somebody listens |
+//! | `fast` | the maps of the fast path, and what of others it would skip |
 //! | `flows` | the flow tables of the packet path, read and swept |
 //! | `live` | the program of the packet path on a made-up packet |
 //! | `ports` | the ports that stand for clients outside, kept from sockets of this node |
@@ -25,6 +26,7 @@ pub mod claim;
 pub mod counts;
 mod error;
 pub mod events;
+pub mod fast;
 pub mod flows;
 pub mod live;
 pub mod load;

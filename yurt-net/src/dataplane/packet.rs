@@ -9,6 +9,8 @@
 //!     yurt_snat_turn              which port stands for a client next
 //!     yurt_edge                   the devices that lead outside or to Pods, and this node's addresses there
 //!     yurt_pk_count               what was done
+//!     yurt_near, yurt_near_devs   Pods that packets are led to past the stack, see `fast`
+//!     yurt_fast_until             until when that may be done
 //!     yurt_refused                hosts that were refused something of late
 //!     yurt_edge_more              the programs that decide on first packets: those below call them. Without a pin or a
 //!                                 descriptor the kernel empties it, and first packets are dropped
@@ -35,6 +37,7 @@ use super::attach::strays::{self, Strays};
 use super::attach::tc::{Hook, Method, TcProgram};
 use super::counts::Counts;
 use super::error::on_map;
+use super::fast::FastMaps;
 pub use super::load::maps::FlowCapacity;
 use super::load::maps::{FLOW_MAPS, packet_maps};
 use super::load::{LoadedProgram, PacketPins, Pins, hooks, load_packet, load_packet_l3};
@@ -51,6 +54,8 @@ pub struct PacketOptions {
     pub flows: FlowCapacity,
     /// First port to masquerade with, and how many there are.
     pub ports: (u16, u16),
+    /// Whether the fast path may ever be taken.
+    pub has_fast_path: bool,
 }
 
 impl PacketOptions {
@@ -61,6 +66,7 @@ impl PacketOptions {
             v6: 8192,
         },
         ports: (12000, 18000),
+        has_fast_path: false,
     };
 }
 
@@ -73,6 +79,7 @@ pub struct Packets {
     /// A map that shows which programs are these.
     flows: OwnedFd,
     edges: OwnedFd,
+    fast: FastMaps,
     counts: Counts,
     pins: KeptPins,
     bpffs: PathBuf,
@@ -112,9 +119,19 @@ impl Packets {
             services: &services,
             own: &pins.dir,
         };
-        let (mut stages, _) = load_packet(Some(at), options.flows, options.ports)?;
+        let PacketOptions {
+            flows,
+            ports,
+            has_fast_path,
+        } = options;
+        let (mut stages, _) = load_packet(Some(at), flows, ports, has_fast_path)?;
         let on_devices = stages.split_off(hooks::PACKET_STAGES.len());
         join_flows(&pins.dir)?;
+        let fast = FastMaps::open(&pins)?;
+        if !has_fast_path {
+            // Programs of an earlier agent take it until they are replaced.
+            fast.allow(0)?;
+        }
         // Before any program that calls them is on a device. Programs of an earlier agent can call them, too.
         write_stages(&pins.dir, &stages)?;
         let directions = [
@@ -135,6 +152,7 @@ impl Packets {
         Ok(Self {
             flows: open_map(&pins.dir, "yurt_flows4")?,
             edges: open_map(&pins.dir, "yurt_edge")?,
+            fast,
             counts: Counts::new(counts, "yurt_pk_count", &abi::HANDLED_NAMES)?,
             pins: KeptPins::open(&pins.dir, maps.chain(devices.names()))?,
             bpffs: bpffs.to_owned(),
@@ -244,6 +262,11 @@ impl Packets {
                 self.devices.detach(*direction, *ifindex)
             }
         }
+    }
+
+    /// The maps of its fast path, to be written to while it is in use.
+    pub fn fast(&self) -> Result<FastMaps, DataplaneError> {
+        self.fast.try_clone()
     }
 
     /// Its counters, to be read while it is in use.

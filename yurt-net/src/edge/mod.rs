@@ -5,6 +5,8 @@
 //! hardware with an address, a tunnel to other hosts. Devices of this node's own Pods, parts of a bridge or a bond,
 //! and Raven's devices never lead outside, however they are named.
 
+pub mod fast;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -25,6 +25,8 @@ pub(super) trait Family: Address + 'static {
 
     /// This node's address on a device.
     fn node(row: &EdgeRow) -> Self;
+    /// An address as routing has it: in the first bytes.
+    fn at_start(self) -> [u8; 16];
 
     /// This CPU's room for what is looked up.
     #[inline(always)]
@@ -45,6 +47,13 @@ impl Family for [u8; 4] {
     fn node(row: &EdgeRow) -> Self {
         row.addr4
     }
+
+    #[inline(always)]
+    fn at_start(self) -> [u8; 16] {
+        let ([a, b, c, d], mut start) = (self, [0; 16]);
+        (start[0], start[1], start[2], start[3]) = (a, b, c, d);
+        start
+    }
 }
 
 impl Family for [u8; 16] {
@@ -55,6 +64,11 @@ impl Family for [u8; 16] {
     #[inline(always)]
     fn node(row: &EdgeRow) -> Self {
         row.addr6
+    }
+
+    #[inline(always)]
+    fn at_start(self) -> [u8; 16] {
+        self
     }
 }
 

@@ -13,6 +13,7 @@
     reason = "seconds, and results of helpers"
 )]
 
+mod fast;
 mod flows;
 mod icmp;
 
@@ -22,8 +23,8 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
 use yurt_ebpf::abi::{
-    HANDLED, Handled, STAGE_ERROR_IN, STAGE_ERROR_OUT, STAGE_OPENS4, STAGE_OPENS6,
-    STAGE_POD_OPENS4, STAGE_POD_OPENS6, STAGE_REFUSES,
+    HANDLED, Handled, STAGE_ERROR_IN, STAGE_ERROR_OUT, STAGE_FAST_IN, STAGE_FAST_OUT, STAGE_OPENS4,
+    STAGE_OPENS6, STAGE_POD_OPENS4, STAGE_POD_OPENS6, STAGE_REFUSES,
 };
 use yurt_ebpf::frame::{ETH_IPV4, ETH_IPV6, ETH_SERVICE_VLAN, ETH_VLAN};
 use yurt_ebpf::rewrite::flow::{Here, Scratch, Verdict, arriving, leaving, opening};
@@ -32,7 +33,7 @@ use self::flows::{Family, FlowMaps, now_ns};
 use super::skb::Skb;
 use super::tell;
 use crate::maps::packet::{
-    EDGE, HANDLED_COUNT, STAGES, missing_link_header, snat_ports, snat_turn,
+    EDGE, HANDLED_COUNT, STAGES, has_fast_path, missing_link_header, snat_ports, snat_turn,
 };
 use crate::maps::service::Maps;
 
@@ -148,7 +149,25 @@ fn come_in<A: Family, const IS_INSIDE: bool>(ctx: &TcContext) -> i32 {
         }
         _ => {}
     }
-    finish(verdict, here.ifindex, Some(scratch))
+    let action = finish(verdict, here.ifindex, Some(scratch));
+    let may_be_fast = match (IS_INSIDE, verdict) {
+        (false, Verdict::Is(Handled::ToBackend)) => scratch.is_fast(),
+        (true, Verdict::Pass) => true,
+        _ => false,
+    };
+    if has_fast_path() && may_be_fast {
+        go_on(ctx, fast_stage(IS_INSIDE));
+    }
+    action
+}
+
+/// Who leads a packet past the stack, if it may be. Comes back only where that is not there: then the stack has it.
+#[inline(always)]
+fn fast_stage(is_inside: bool) -> u32 {
+    match is_inside {
+        false => STAGE_FAST_IN,
+        true => STAGE_FAST_OUT,
+    }
 }
 
 #[inline(always)]
@@ -166,6 +185,13 @@ fn open<A: Family, const IS_INSIDE: bool>(ctx: &TcContext) -> i32 {
         && what.is_refusal()
     {
         go_on(ctx, STAGE_REFUSES);
+    }
+    let may_be_fast = matches!(
+        (IS_INSIDE, verdict),
+        (false, Verdict::Is(Handled::NewFlow)) | (true, Verdict::Pass)
+    );
+    if has_fast_path() && may_be_fast {
+        go_on(ctx, fast_stage(IS_INSIDE));
     }
     action
 }

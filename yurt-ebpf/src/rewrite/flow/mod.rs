@@ -38,6 +38,7 @@
 mod address;
 mod arriving;
 mod ending;
+mod fast;
 mod head;
 mod icmp;
 mod leaving;
@@ -47,6 +48,7 @@ mod parts;
 
 pub use self::address::Address;
 pub use self::arriving::arriving;
+pub use self::fast::{answers_fast, begin_fast};
 pub use self::icmp::{error_arriving, error_leaving};
 pub use self::leaving::leaving;
 pub use self::memory::{Flows, Found, Here, Memory, Scratch, Verdict};

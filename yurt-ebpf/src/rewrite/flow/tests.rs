@@ -1,6 +1,7 @@
 mod answers;
 mod closing;
 mod direct;
+mod fast;
 mod fragments;
 mod inside;
 mod masquerade;

@@ -2,11 +2,12 @@
 
 use std::str::FromStr;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::config::agent::PacketConfig;
 use crate::dataplane::packet::{FlowCapacity, PacketOptions};
 use crate::edge::Patterns;
+use crate::edge::fast::FastPath;
 
 /// How packets are served.
 #[derive(Args, Clone, Debug)]
@@ -28,6 +29,21 @@ pub struct PacketArgs {
     /// Entries for IPv6 flows, likewise. 144 bytes.
     #[arg(long, default_value_t = PacketOptions::DEFAULT.flows.v6, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=1 << 22))]
     pub max_flows6: u32,
+    /// Lead packets of clients outside to Pods of this node past the node's stack, and their answers: always, or while
+    /// no rule of netfilter, no IPsec policy and no program of others would be skipped.
+    #[arg(long, default_value = "off", value_enum)]
+    pub fast_path: FastPathArg,
+}
+
+/// `--fast-path`, as [`FastPath`] has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FastPathArg {
+    /// While nothing of others would be skipped.
+    Auto,
+    /// Whatever is skipped.
+    On,
+    /// Never.
+    Off,
 }
 
 impl PacketArgs {
@@ -42,6 +58,12 @@ impl PacketArgs {
                 },
                 // There are no more than fit: the first one is not 0.
                 ports: (first, last - first + 1),
+                has_fast_path: self.fast_path != FastPathArg::Off,
+            },
+            fast: match self.fast_path {
+                FastPathArg::Auto => FastPath::Auto,
+                FastPathArg::On => FastPath::On,
+                FastPathArg::Off => FastPath::Off,
             },
             devices: Patterns {
                 edges: self.edge_device.clone(),

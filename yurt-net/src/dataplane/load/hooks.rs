@@ -35,7 +35,7 @@ pub(in crate::dataplane) const PACKET: [DeviceProgram; 4] = [
     ("yurt_pod_out", Hook::Egress, "yurt_flows4"),
 ];
 /// The packet path's programs that others tail-call, and their places in `yurt_edge_more`.
-pub(in crate::dataplane) const PACKET_STAGES: [(&str, u32); 7] = [
+pub(in crate::dataplane) const PACKET_STAGES: [(&str, u32); 9] = [
     ("yurt_edge_new4", abi::STAGE_OPENS4),
     ("yurt_edge_new6", abi::STAGE_OPENS6),
     ("yurt_edge_err_in", abi::STAGE_ERROR_IN),
@@ -43,6 +43,8 @@ pub(in crate::dataplane) const PACKET_STAGES: [(&str, u32); 7] = [
     ("yurt_edge_refuse", abi::STAGE_REFUSES),
     ("yurt_pod_new4", abi::STAGE_POD_OPENS4),
     ("yurt_pod_new6", abi::STAGE_POD_OPENS6),
+    ("yurt_edge_fast", abi::STAGE_FAST_IN),
+    ("yurt_pod_fast", abi::STAGE_FAST_OUT),
 ];
 /// Those of them that layer-3 devices need: as stages come first, what comes in and what leaves are the last two.
 pub(in crate::dataplane) const PACKET_L3: [&str; 7] = [

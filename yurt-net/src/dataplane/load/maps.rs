@@ -13,9 +13,12 @@ const BPF_MAP_TYPE_PERCPU_HASH: u32 = 5;
 const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
 const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
 const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
+const BPF_MAP_TYPE_DEVMAP: u32 = 14;
 const BPF_MAP_TYPE_SK_STORAGE: u32 = 24;
 const BPF_MAP_TYPE_RINGBUF: u32 = 27;
 const BPF_F_NO_PREALLOC: u32 = 1;
+/// The kernel gives it to each map of devices.
+const BPF_F_RDONLY_PROG: u32 = 1 << 7;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// A map of these keys and values.
@@ -197,7 +200,7 @@ pub(in crate::dataplane) const FLOW_MAPS: [(&str, [&str; abi::FLOW_MAPS as usize
     ("yurt_flows6", ["yurt_flow6", "yurt_dgram6", "yurt_open6"]),
 ];
 
-pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static str, MapInfo); 15] {
+pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static str, MapInfo); 18] {
     let (lru, per_cpu) = (BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY);
     let v4 = shares(capacity.v4).map(|entries| info::<abi::FlowKey4, abi::Flow4>(lru, entries, 0));
     let v6 = shares(capacity.v6).map(|entries| info::<abi::FlowKey6, abi::Flow6>(lru, entries, 0));
@@ -224,6 +227,18 @@ pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static st
         (
             "yurt_edge_more",
             info::<u32, u32>(BPF_MAP_TYPE_PROG_ARRAY, abi::STAGES, 0),
+        ),
+        (
+            "yurt_near",
+            info::<u32, abi::NearRow>(BPF_MAP_TYPE_ARRAY, abi::NEARS, 0),
+        ),
+        (
+            "yurt_near_devs",
+            info::<u32, [u32; 2]>(BPF_MAP_TYPE_DEVMAP, abi::NEARS, BPF_F_RDONLY_PROG),
+        ),
+        (
+            "yurt_fast_until",
+            info::<u32, u64>(BPF_MAP_TYPE_ARRAY, 1, 0),
         ),
         ("yurt_snat_turn", info::<u32, u32>(BPF_MAP_TYPE_ARRAY, 1, 0)),
         (

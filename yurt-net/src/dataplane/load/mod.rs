@@ -82,7 +82,7 @@ pub fn trial() -> Result<Trial, DataplaneError> {
         guard: load_guard(None).map(|(_, size)| size),
         translate: load_translate(None).map(|programs| programs.map(|(_, size)| size)),
         vtep: load_vtep().map(|(_, _, size)| size),
-        packet: load_packet(None, FlowCapacity { v4: 1, v6: 1 }, (12000, 18000))
+        packet: load_packet(None, FlowCapacity { v4: 1, v6: 1 }, (12000, 18000), true)
             .map(|(_, sizes)| sizes),
     })
 }
@@ -176,19 +176,24 @@ pub(in crate::dataplane) struct PacketPins<'a> {
 }
 
 /// Loads the programs of the packet path against the maps that are pinned; makes and pins those of their own that are
-/// not. `ports` are the first one to masquerade with, and how many there are. Programs that others go on with come
-/// first, as in [`hooks`].
+/// not. `ports` are the first one to masquerade with, and how many there are; without `has_fast_path` no packet is ever
+/// led past the stack. Programs that others go on with come first, as in [`hooks`].
 pub(in crate::dataplane) fn load_packet(
     pins: Option<PacketPins<'_>>,
     capacity: FlowCapacity,
     ports: (u16, u16),
+    has_fast_path: bool,
 ) -> Result<Loaded, DataplaneError> {
     const COUNT: usize = hooks::PACKET_STAGES.len() + hooks::PACKET.len();
     let stages = hooks::PACKET_STAGES.map(|(name, _)| name).into_iter();
     let mut names = stages.chain(hooks::PACKET.map(|(name, ..)| name));
     let programs = [(); COUNT].map(|()| (names.next().unwrap_or_default(), 0));
     let plans = packet_plans(pins, capacity)?;
-    let mut object = Object::new(&object()?, &packet_switches(ports, 0), &plans)?;
+    let mut object = Object::new(
+        &object()?,
+        &packet_switches(ports, 0, has_fast_path),
+        &plans,
+    )?;
     Ok(object.load_all(programs)?.into_iter().unzip())
 }
 
@@ -204,7 +209,7 @@ pub(in crate::dataplane) fn load_packet_l3(
     if let Some(plan) = plans.get_mut("yurt_edge_more") {
         plan.pin = Some(stages.to_owned());
     }
-    let switches = packet_switches(ports, ETHERNET_HEADER);
+    let switches = packet_switches(ports, ETHERNET_HEADER, false);
     let mut object = Object::new(&object()?, &switches, &plans)?;
     let programs = hooks::PACKET_L3.map(|name| (name, 0));
     Ok(object.load_all(programs)?.into_iter().unzip())
@@ -224,11 +229,13 @@ fn packet_plans(
 fn packet_switches(
     (first, count): (u16, u16),
     missing_link_header: u32,
-) -> [(&'static str, u32); 3] {
+    has_fast_path: bool,
+) -> [(&'static str, u32); 4] {
     [
         ("SNAT_FIRST", u32::from(first)),
         ("SNAT_COUNT", u32::from(count)),
         ("MISSING_LINK_HEADER", missing_link_header),
+        ("FAST_PATH", u32::from(has_fast_path)),
     ]
 }
 

@@ -603,6 +603,13 @@ struct TcxQueryAttr {
 
 /// The program and the link of everything that is attached to a device by a link. `ENODEV`: there is no such device.
 pub(in crate::dataplane) fn tcx_links(hook: Hook, ifindex: u32) -> io::Result<Vec<(u32, u32)>> {
+    let mut found = tcx_programs(hook, ifindex)?;
+    found.retain(|(_, link)| *link != 0);
+    Ok(found)
+}
+
+/// The same of everything that is on the hook, in order. A program that is attached without a link has link number 0.
+pub(in crate::dataplane) fn tcx_programs(hook: Hook, ifindex: u32) -> io::Result<Vec<(u32, u32)>> {
     /// `BPF_MPROG_MAX`: the most programs on a hook.
     const MOST: u32 = 64;
     let (mut programs, mut links) = ([0u32; MOST as usize], [0u32; MOST as usize]);
@@ -619,7 +626,6 @@ pub(in crate::dataplane) fn tcx_links(hook: Hook, ifindex: u32) -> io::Result<Ve
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Vec::new()),
         result => drop(result?),
     }
-    let found = programs.into_iter().zip(links).take(attr.count as usize);
-    // A program that is attached without a link has link number 0.
-    Ok(found.filter(|(_, link)| *link != 0).collect())
+    let found = programs.into_iter().zip(links);
+    Ok(found.take(attr.count as usize).collect())
 }

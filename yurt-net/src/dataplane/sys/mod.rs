@@ -8,6 +8,7 @@ pub(super) mod netlink;
 mod packet;
 mod run;
 mod secluded;
+pub(super) mod stack;
 pub(super) mod tc;
 
 pub use self::bpf::Hook;
@@ -16,7 +17,7 @@ pub(super) use self::bpf::{
     link_by_id, link_create, link_detach, link_info, link_update, map_delete, map_each,
     map_entries, map_info, map_lookup, map_update, map_update_all, map_update_per_cpu, name_of,
     object_get, object_id, object_pin, program_by_id, program_maps, program_name, tcx_create,
-    tcx_links, tcx_program,
+    tcx_links, tcx_program, tcx_programs,
 };
 pub(super) use self::limits::{possible_cpus, raise_memlock, raise_open_files};
 pub(super) use self::mapped::{MappedArray, WindowedArray};

@@ -42,6 +42,34 @@ impl Connection {
         })
     }
 
+    /// Subscribes to what a group is told.
+    pub(in crate::dataplane) fn join(&self, group: libc::c_int) -> io::Result<()> {
+        // SAFETY: the option is valid for reads of its length.
+        let result = unsafe {
+            let (fd, group) = (self.socket.as_raw_fd(), (&raw const group).cast());
+            let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(4);
+            libc::setsockopt(
+                fd,
+                libc::SOL_NETLINK,
+                libc::NETLINK_ADD_MEMBERSHIP,
+                group,
+                length,
+            )
+        };
+        match result {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Waits for something that a group is told. What did not fit into the socket counts, too.
+    pub(in crate::dataplane) fn wait(&mut self) -> io::Result<()> {
+        match self.receive() {
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
+            result => result.map(drop),
+        }
+    }
+
     /// Asks for something to be done, and waits for the result.
     pub(in crate::dataplane) fn request(
         &mut self,

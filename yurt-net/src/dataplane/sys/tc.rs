@@ -44,11 +44,11 @@ fn device(message: &[u8]) -> Option<Device> {
     })
 }
 
-const NETLINK_ROUTE: libc::c_int = 0;
-const RTM_GETLINK: u16 = 18;
+pub(super) const NETLINK_ROUTE: libc::c_int = 0;
+pub(super) const RTM_GETLINK: u16 = 18;
 /// `struct ifinfomsg`.
-const IFINFOMSG: usize = 16;
-const IFLA_IFNAME: u16 = 3;
+pub(super) const IFINFOMSG: usize = 16;
+pub(super) const IFLA_IFNAME: u16 = 3;
 const RTM_NEWQDISC: u16 = 36;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_DELTFILTER: u16 = 45;
@@ -108,6 +108,30 @@ impl Filters {
             // The device has no qdisc for filters, or the kernel has neither.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
                 Ok(None)
+            }
+            result => result.map(|()| found),
+        }
+    }
+
+    /// What the filters of others are on a hook: their kinds, and the names of programs.
+    pub(in crate::dataplane) fn others(
+        &mut self,
+        ours: &[&str],
+        hook: Hook,
+        ifindex: u32,
+    ) -> io::Result<Vec<String>> {
+        let body = tcmsg(ifindex, 0, hook.parent(), 0);
+        let mut found = Vec::new();
+        let take = |message: &[u8]| found.extend(other(message, ours));
+        match self.0.dump(RTM_GETTFILTER, &body, take) {
+            // The device has no qdisc for filters, or is gone, or the kernel has neither.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENODEV)
+                ) =>
+            {
+                Ok(Vec::new())
             }
             result => result.map(|()| found),
         }
@@ -209,7 +233,7 @@ fn filter(program: BorrowedFd<'_>, name: &str, hook: Hook, ifindex: u32, priorit
 }
 
 /// Kind and value of each attribute, up to one that is cut off.
-fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16_at(rest, 0)?);
         let kind = u16_at(rest, 2)? & NLA_TYPE_MASK;
@@ -234,6 +258,31 @@ fn ours(message: &[u8], name: &str) -> Option<Filter> {
         priority: info >> 16,
         program_id: u32_at(program_id, 0)?,
     })
+}
+
+/// A filter in a dump, if it is none of these of ours: its kind, and the name of its program.
+fn other(message: &[u8], ours: &[&str]) -> Option<String> {
+    let find = |bytes, wanted| attributes(bytes).find(|(kind, _)| *kind == wanted);
+    let rest = message.get(TCMSG..)?;
+    let (_, kind) = find(rest, TCA_KIND)?;
+    let kind = text(kind);
+    // Each priority has a message of its own, without a handle, before those of its filters.
+    let is_filter = kind != "bpf" || u32_at(message, 8)? != 0;
+    let is_ours = ours.iter().any(|name| self::ours(message, name).is_some());
+    if !is_filter || is_ours {
+        return None;
+    }
+    let options = find(rest, TCA_OPTIONS).map(|(_, options)| options);
+    let name = options.and_then(|options| find(options, TCA_BPF_NAME));
+    Some(match name {
+        Some((_, name)) if kind == "bpf" => text(name),
+        _ => kind,
+    })
+}
+
+/// A string that ends with a zero.
+pub(super) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned()
 }
 
 #[cfg(test)]
@@ -269,5 +318,17 @@ mod tests {
         for length in 0..message.len() {
             assert_eq!(ours(&message[..length], name), None, "{length}");
         }
+    }
+
+    #[test]
+    fn filters_of_others_have_the_name_of_their_program_or_their_kind() {
+        let names = ["yurt_guard_in"];
+        let ours = dumped(HANDLE, b"bpf\0", b"yurt_guard_in\0");
+        let head = dumped(0, b"bpf\0", b"cil_from_netdev\0");
+        assert_eq!([other(&ours, &names), other(&head, &names)], [None, None]);
+        let bpf = dumped(1, b"bpf\0", b"cil_from_netdev\0");
+        assert_eq!(other(&bpf, &names).as_deref(), Some("cil_from_netdev"));
+        let flower = dumped(0, b"flower\0", b"\0");
+        assert_eq!(other(&flower, &names).as_deref(), Some("flower"));
     }
 }

@@ -28,7 +28,7 @@ pub use self::dataplane::{Clients, MapUsage, Sockets};
 pub use self::health::Degraded;
 pub use self::health_ports::HealthPorts;
 pub use self::left_alone::LeftAlone;
-pub use self::packets::PacketPath;
+pub use self::packets::{FastPath, PacketPath};
 pub use self::refused::{DoesNotFit, RefusedService};
 pub use self::retention::{GuardedPodStatus, Retention};
 pub use self::self_test::SelfTest;
